@@ -15,6 +15,7 @@ const mountCall = libc.func(
 const umountCall = libc.func("int umount2(const char *target, int flags)");
 const clockGettimeCall = libc.func("int clock_gettime(int clock, void *time)");
 const fallocateCall = libc.func("int fallocate(int fd, int mode, int64_t offset, int64_t length)");
+const flockCall = libc.func("int flock(int fd, int operation)");
 
 /** mount(2) flags. */
 export const MS_RDONLY = 1;
@@ -74,6 +75,21 @@ export function punchHole(fd: number, offset: number, length: number): void {
     length,
   );
   if (result !== 0) throw systemCallError("fallocate", koffi.errno(), `fd ${fd}`);
+}
+
+/**
+ * Takes the exclusive lock of an open file if nobody has it (flock(2)); it goes with the descriptor.
+ * @returns whether it was free
+ * @throws ClipError SYSTEM_CALL
+ */
+export function tryLock(fd: number): boolean {
+  const LOCK_EX = 2;
+  const LOCK_NB = 4;
+  const result: unknown = flockCall(fd, LOCK_EX | LOCK_NB);
+  if (result === 0) return true;
+  const errno = koffi.errno();
+  if (errno === koffi.os.errno["EWOULDBLOCK"] || errno === koffi.os.errno["EAGAIN"]) return false;
+  throw systemCallError("flock", errno, `fd ${fd}`);
 }
 
 function systemCallError(call: string, errno: number, where: string): ClipError {

@@ -1,0 +1,33 @@
+import assert from "node:assert/strict";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, test } from "node:test";
+import { openDatabase, transaction } from "./database.ts";
+
+const directory = mkdtempSync(join(tmpdir(), "clip-database-"));
+after(() => rmSync(directory, { recursive: true, force: true }));
+
+test("a database is brought from any version to the newest, once", () => {
+  const path = join(directory, "a.db");
+  const first = "CREATE TABLE t (x INTEGER)";
+  openDatabase(path, [first]).close();
+  const database = openDatabase(path, [first, "INSERT INTO t VALUES (7)"]);
+  database.close();
+  const again = openDatabase(path, [first, "INSERT INTO t VALUES (7)"]);
+  assert.equal(again.prepare("SELECT count(*) AS n FROM t").get()?.["n"], 1);
+  assert.equal(again.prepare("PRAGMA synchronous").get()?.["synchronous"], 2);
+  again.close();
+});
+
+test("a transaction that throws leaves nothing behind", () => {
+  const database = openDatabase(join(directory, "b.db"), ["CREATE TABLE t (x INTEGER)"]);
+  assert.throws(() =>
+    transaction(database, () => {
+      database.exec("INSERT INTO t VALUES (1)");
+      throw new Error("no");
+    }),
+  );
+  assert.equal(database.prepare("SELECT count(*) AS n FROM t").get()?.["n"], 0);
+  database.close();
+});
