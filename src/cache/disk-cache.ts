@@ -1,0 +1,210 @@
+/** The disk cache: one sparse file per layer in one flat directory, shared by all images. */
+import { mkdir, open, readdir, readFile, rm, stat, type FileHandle } from "node:fs/promises";
+import { join } from "node:path";
+import { digestKey, type Digest } from "../base/digest.ts";
+import { ClipError } from "../base/errors.ts";
+import type { Log } from "../telemetry/log.ts";
+import { asDiskError, renameDurably, syncDirectory, writeFileDurably } from "./files.ts";
+import { LayerFile, layerFileBytesOnDisk, removeLayerFile } from "./layer-file.ts";
+import {
+  decodeSpanMap,
+  encodeSpanMapHeader,
+  spanMapHeaderBytes,
+  type SpanMapHeader,
+  type SpanTable,
+} from "./span-map.ts";
+
+const mapSuffix = ".spans";
+const pullSuffix = ".pull";
+
+/** Where the disk cache is kept. */
+export interface DiskCacheOptions {
+  directory: string;
+  log: Log;
+}
+
+/**
+ * Layers on disk, by layer digest. A layer is a file `sha256_<hex>` that holds the uncompressed tar,
+ * as far as it is there, and a file `sha256_<hex>.spans` that says what of it is.
+ */
+export class DiskCache {
+  readonly directory: string;
+  readonly #log: Log;
+  readonly #open = new Map<Digest, LayerFile>();
+
+  private constructor(options: DiskCacheOptions) {
+    this.directory = options.directory;
+    this.#log = options.log;
+  }
+
+  /** Opens the cache in `directory`, which is created if need be. */
+  static async open(options: DiskCacheOptions): Promise<DiskCache> {
+    await mkdir(options.directory, { recursive: true, mode: 0o700 });
+    return new DiskCache(options);
+  }
+
+  /**
+   * Opens the file of a layer. What an earlier run left is taken over if it was written for the same
+   * span table; otherwise the file starts empty.
+   * @throws ClipError DISK_FULL
+   */
+  async openLayer(layerDigest: Digest, table: SpanTable): Promise<LayerFile> {
+    if (this.#open.has(layerDigest)) {
+      throw new ClipError("ARGUMENT_INVALID", `the cache file of ${layerDigest} is open already`);
+    }
+    const { dataPath, mapPath } = this.#paths(layerDigest);
+    const found = await readMatchingMap(dataPath, mapPath, table);
+    if (found === undefined) await this.#createEmpty(dataPath, mapPath, table);
+
+    const present = new Uint8Array(new SharedArrayBuffer(table.starts.length - 1));
+    if (found !== undefined) present.set(found.complete ? present.fill(1) : found.present);
+    const handles: FileHandle[] = [];
+    try {
+      handles.push(await open(dataPath, "r+"), await open(mapPath, "r+"));
+    } catch (error) {
+      await Promise.all(handles.map((handle) => handle.close()));
+      throw error;
+    }
+    const [data, map] = handles as [FileHandle, FileHandle];
+    const file = new LayerFile({
+      dataPath,
+      mapPath,
+      data,
+      map,
+      table,
+      present,
+      complete: found?.complete ?? false,
+      log: this.#log,
+    });
+    this.#open.set(layerDigest, file);
+    return file;
+  }
+
+  /** Where a whole pull of a layer may write its uncompressed bytes before they are adopted. */
+  async pullPath(layerDigest: Digest): Promise<string> {
+    const path = `${this.#paths(layerDigest).dataPath}${pullSuffix}`;
+    await rm(path, { force: true });
+    return path;
+  }
+
+  /**
+   * Takes the file at {@link pullPath}, whose diffID has been checked, as the complete layer. The
+   * layer must not be open.
+   * @throws ClipError DISK_FULL
+   */
+  async adoptComplete(layerDigest: Digest, table: SpanTable): Promise<void> {
+    const { dataPath, mapPath } = this.#paths(layerDigest);
+    const pulled = `${dataPath}${pullSuffix}`;
+    const size = table.starts.at(-1) ?? 0;
+    try {
+      const file = await open(pulled, "r+");
+      try {
+        // A hole at the end is no write: the length may have to be set.
+        await file.truncate(size);
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+      await rm(mapPath, { force: true });
+      await renameDurably(pulled, dataPath);
+      await writeFileDurably(mapPath, encodeMap(table, true));
+    } catch (error) {
+      throw asDiskError(error);
+    }
+  }
+
+  /** Closes a layer's file; it stays on disk. */
+  async closeLayer(layerDigest: Digest): Promise<void> {
+    const file = this.#open.get(layerDigest);
+    this.#open.delete(layerDigest);
+    await file?.close();
+  }
+
+  /** Deletes what is on disk of a layer, open or not. */
+  async removeLayer(layerDigest: Digest): Promise<void> {
+    const { dataPath, mapPath } = this.#paths(layerDigest);
+    const file = this.#open.get(layerDigest);
+    this.#open.delete(layerDigest);
+    if (file === undefined) await removeLayerFile(dataPath, mapPath);
+    else await file.remove();
+    await rm(`${dataPath}${pullSuffix}`, { force: true });
+  }
+
+  /** Bytes that a layer really takes on disk. */
+  async bytesOnDisk(layerDigest: Digest): Promise<number> {
+    const { dataPath, mapPath } = this.#paths(layerDigest);
+    return layerFileBytesOnDisk(dataPath, mapPath);
+  }
+
+  /** Deletes every file that does not belong to one of these layers: what a crash left behind. */
+  async sweep(keep: Iterable<Digest>): Promise<void> {
+    const names = new Set<string>();
+    for (const digest of keep) names.add(digestKey(digest)).add(digestKey(digest) + mapSuffix);
+    for (const name of await readdir(this.directory)) {
+      if (!names.has(name)) await rm(join(this.directory, name), { force: true, recursive: true });
+    }
+  }
+
+  /** Closes every layer. */
+  async close(): Promise<void> {
+    await Promise.all([...this.#open.keys()].map((digest) => this.closeLayer(digest)));
+  }
+
+  #paths(layerDigest: Digest): { dataPath: string; mapPath: string } {
+    const dataPath = join(this.directory, digestKey(layerDigest));
+    return { dataPath, mapPath: dataPath + mapSuffix };
+  }
+
+  async #createEmpty(dataPath: string, mapPath: string, table: SpanTable): Promise<void> {
+    // The old map goes first and the new one comes last: it must never stand beside other data.
+    await removeLayerFile(dataPath, mapPath);
+    try {
+      const data = await open(dataPath, "wx", 0o600);
+      try {
+        await data.truncate(table.starts.at(-1) ?? 0);
+        await data.sync();
+      } finally {
+        await data.close();
+      }
+      await syncDirectory(this.directory);
+      await writeFileDurably(mapPath, encodeMap(table, false));
+    } catch (error) {
+      throw asDiskError(error);
+    }
+  }
+}
+
+function encodeMap(table: SpanTable, complete: boolean): Buffer {
+  const spanCount = table.starts.length - 1;
+  const header = encodeSpanMapHeader({
+    spanCount,
+    size: table.starts.at(-1) ?? 0,
+    tableDigest: table.digest,
+    complete,
+  });
+  return Buffer.concat([header, Buffer.alloc(spanCount, complete ? 1 : 0)]);
+}
+
+async function readMatchingMap(
+  dataPath: string,
+  mapPath: string,
+  table: SpanTable,
+): Promise<(SpanMapHeader & { present: Uint8Array }) | undefined> {
+  const spanCount = table.starts.length - 1;
+  const size = table.starts.at(-1) ?? 0;
+  try {
+    const map = await stat(mapPath);
+    if (map.size !== spanMapHeaderBytes + spanCount) return undefined;
+    if ((await stat(dataPath)).size !== size) return undefined;
+    const decoded = decodeSpanMap(await readFile(mapPath));
+    if (decoded === undefined) return undefined;
+    const { header, present } = decoded;
+    const same =
+      header.spanCount === spanCount && header.size === size && header.tableDigest === table.digest;
+    if (!same || present.some((one) => one > 1)) return undefined;
+    return { ...header, present };
+  } catch (error) {
+    if (error instanceof Error && "code" in error && error.code === "ENOENT") return undefined;
+    throw error;
+  }
+}

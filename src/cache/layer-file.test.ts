@@ -1,0 +1,150 @@
+import assert from "node:assert/strict";
+import type { FileHandle } from "node:fs/promises";
+import { test } from "node:test";
+import fc from "fast-check";
+import { digestOf } from "../base/digest.ts";
+import { silentLog } from "../telemetry/log.ts";
+import { LayerFile } from "./layer-file.ts";
+import { spanMapHeaderBytes } from "./span-map.ts";
+
+const spanBytes = 16;
+const spanCount = 40;
+
+/** A file on a disk that loses, at a crash, any part of what was not synced. */
+class FragileFile {
+  readonly content: Buffer;
+  readonly durable: Buffer;
+  #unsynced: { offset: number; bytes: Buffer }[] = [];
+  #crashed = false;
+
+  constructor(size: number) {
+    this.content = Buffer.alloc(size);
+    this.durable = Buffer.alloc(size);
+  }
+
+  async write(bytes: Uint8Array, from: number, length: number, offset: number) {
+    await new Promise((resolve) => setImmediate(resolve));
+    const written = Buffer.from(bytes.subarray(from, from + length));
+    if (!this.#crashed) {
+      written.copy(this.content, offset);
+      this.#unsynced.push({ offset, bytes: written });
+    }
+    return { bytesWritten: length };
+  }
+
+  async datasync() {
+    const syncing = this.#unsynced;
+    await new Promise((resolve) => setImmediate(resolve));
+    if (this.#crashed) return;
+    for (const { offset, bytes } of syncing) bytes.copy(this.durable, offset);
+    this.#unsynced = this.#unsynced.filter((write) => !syncing.includes(write));
+  }
+
+  /** The power goes: of the writes that were not synced, `survives` says which bytes landed. */
+  crash(survives: () => boolean) {
+    this.#crashed = true;
+    for (const { offset, bytes } of this.#unsynced) {
+      for (const [at, byte] of bytes.entries()) if (survives()) this.durable[offset + at] = byte;
+    }
+  }
+}
+
+function openFragile() {
+  const data = new FragileFile(spanCount * spanBytes);
+  const map = new FragileFile(spanMapHeaderBytes + spanCount);
+  const starts = new Float64Array(spanCount + 1).map((_, at) => at * spanBytes);
+  const file = new LayerFile({
+    dataPath: "data",
+    mapPath: "map",
+    data: data as unknown as FileHandle,
+    map: map as unknown as FileHandle,
+    table: { starts, digest: digestOf(Buffer.from("table")) },
+    present: new Uint8Array(new SharedArrayBuffer(spanCount)),
+    complete: false,
+    log: silentLog,
+  });
+  return { data, map, file };
+}
+
+const spanContent = (span: number) => Buffer.alloc(spanBytes, span + 1);
+
+void test("after a crash at any moment the map claims no span whose bytes are not there", async () => {
+  const operation = fc.oneof(
+    { weight: 6, arbitrary: fc.nat(spanCount - 1) },
+    { weight: 1, arbitrary: fc.constant("flush" as const) },
+    { weight: 2, arbitrary: fc.constant("pause" as const) },
+  );
+  await fc.assert(
+    fc.asyncProperty(
+      fc.array(operation, { maxLength: 80 }),
+      fc.infiniteStream(fc.boolean()),
+      async (operations, luck) => {
+        const { data, map, file } = openFragile();
+        for (const what of operations) {
+          if (what === "flush") void file.flush();
+          else if (what === "pause") await new Promise((resolve) => setImmediate(resolve));
+          else void file.write(what, spanContent(what));
+        }
+        data.crash(() => luck.next().value === true);
+        map.crash(() => luck.next().value === true);
+        for (let span = 0; span < spanCount; span++) {
+          if (map.durable[spanMapHeaderBytes + span] !== 1) continue;
+          const start = span * spanBytes;
+          assert.deepEqual(data.durable.subarray(start, start + spanBytes), spanContent(span));
+        }
+      },
+    ),
+    { numRuns: 150 },
+  );
+});
+
+void test("what was flushed is claimed", async () => {
+  const { map, file } = openFragile();
+  await file.write(3, spanContent(3));
+  await file.write(17, spanContent(17));
+  await file.flush();
+  const claims = [...map.durable.subarray(spanMapHeaderBytes).entries()];
+  assert.deepEqual(
+    claims.filter(([, claimed]) => claimed === 1).map(([span]) => span),
+    [3, 17],
+  );
+});
+
+void test("a span is visible only when its bytes can be read", async () => {
+  const { data, file } = openFragile();
+  const writing = file.write(5, spanContent(5));
+  assert.equal(file.has(5), false);
+  await writing;
+  assert.equal(file.has(5), true);
+  assert.deepEqual(data.content.subarray(5 * spanBytes, 6 * spanBytes), spanContent(5));
+});
+
+void test("a full disk leaves the span out and is a typed error", async () => {
+  const { data, file } = openFragile();
+  data.write = () => Promise.reject(Object.assign(new Error("no space"), { code: "ENOSPC" }));
+  await assert.rejects(file.write(2, spanContent(2)), { code: "DISK_FULL" });
+  assert.equal(file.has(2), false);
+  assert.equal(file.full, false);
+});
+
+void test("spans whose sync failed are given up", async () => {
+  const { data, map, file } = openFragile();
+  await file.write(2, spanContent(2));
+  data.datasync = () => Promise.reject(Object.assign(new Error("disk fault"), { code: "EIO" }));
+  await assert.rejects(file.flush(), { code: "EIO" });
+  assert.equal(file.has(2), false);
+  assert.equal(map.durable[spanMapHeaderBytes + 2], 0);
+});
+
+void test("dropped spans are neither present nor claimed", async () => {
+  const { map, file } = openFragile();
+  for (let span = 0; span < spanCount; span++) await file.write(span, spanContent(span));
+  await file.markComplete();
+  assert.equal(file.complete, true);
+  await file.drop([4, 9]);
+  assert.equal(file.complete, false);
+  assert.equal(file.full, false);
+  assert.equal(file.has(4), false);
+  assert.equal(map.durable[spanMapHeaderBytes + 9], 0);
+  assert.equal(map.durable[spanMapHeaderBytes + 10], 1);
+});
