@@ -1,0 +1,24 @@
+/** What the snapshotter needs of others to serve layers on demand. */
+import type { ResolvedImage, ResolveRequest } from "../containerd/resolved-image.ts";
+import type { LayerTarget } from "../layer/target.ts";
+import type { LowerDirectory } from "./mounts.ts";
+import type { SnapshotUsage } from "./snapshot.ts";
+
+/** The layers of this node. A number names a layer for as long as a snapshot refers to it. */
+export interface RemoteLayers {
+  /** Starts what a layer needs. Cheap to repeat; never fails. */
+  prefetch(target: LayerTarget): void;
+  /** Makes a layer ready to be mounted, however long that takes; its number. */
+  ensure(target: LayerTarget, signal: AbortSignal): Promise<number>;
+  /** Mounts a layer if it is not mounted; where. Also works after a restart. */
+  mount(layer: number): Promise<LowerDirectory>;
+  /** What of a layer is on this node's disk. Downloads nothing. */
+  usage(layer: number): Promise<SnapshotUsage>;
+  /** No snapshot refers to the layer any more. */
+  release(layer: number): void;
+}
+
+/** Finds the layer that a chainID stands for; undefined when no image is known to have it. */
+export interface LayerResolver {
+  resolve(request: ResolveRequest, signal: AbortSignal): Promise<ResolvedImage | undefined>;
+}

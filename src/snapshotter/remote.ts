@@ -1,0 +1,156 @@
+/**
+ * containerd's handshake for remote snapshots: a Prepare that names a chainID is answered with
+ * ALREADY_EXISTS once a committed snapshot stands for that chainID, and containerd fetches nothing.
+ */
+import { isDigest } from "../base/digest.ts";
+import { ClipError, describeError, isClipError } from "../base/errors.ts";
+import type { Log } from "../telemetry/log.ts";
+import { PrefetchRecord } from "./prefetch-record.ts";
+import type { LayerResolver, RemoteLayers } from "./remote-layers.ts";
+import { SharedWork } from "./shared-work.ts";
+import { remoteLabel, type Labels } from "./snapshot.ts";
+import type { SnapshotStore } from "./store.ts";
+
+/** A Prepare that carries a ref. */
+export interface RemotePrepare {
+  namespace: string;
+  /** "" for none. */
+  parent: string;
+  /** The chainID. */
+  ref: string;
+  labels: Labels;
+}
+
+/** Why a layer is unpacked by containerd instead: one word for metrics, or an error code. */
+export type FallbackReason =
+  | "ref_not_a_digest"
+  | "parent_not_lazy"
+  | "image_unknown"
+  | "content_local"
+  | "defect"
+  | Lowercase<ClipError["code"]>;
+
+/** How a Prepare with a ref ended. */
+export type RemoteOutcome =
+  { ready: true } | { ready: false; reason: FallbackReason; error?: unknown };
+
+/** What {@link RemoteHandshake} works with. */
+export interface RemoteOptions {
+  store: SnapshotStore;
+  layers: RemoteLayers;
+  resolver: LayerResolver;
+  log: Log;
+}
+
+/** Brings committed remote snapshots into being, one for each (parent, ref). */
+export class RemoteHandshake {
+  readonly #store: SnapshotStore;
+  readonly #layers: RemoteLayers;
+  readonly #resolver: LayerResolver;
+  readonly #log: Log;
+  readonly #work = new SharedWork<RemoteOutcome>();
+  readonly #prefetched = new PrefetchRecord();
+  // Layers that are ready, but not yet referred to by the snapshot that is being made.
+  readonly #pinned = new Map<number, number>();
+
+  constructor({ store, layers, resolver, log }: RemoteOptions) {
+    this.#store = store;
+    this.#layers = layers;
+    this.#resolver = resolver;
+    this.#log = log;
+  }
+
+  /**
+   * Makes sure that there is a committed snapshot for (parent, ref), or says why there cannot be.
+   * @throws ClipError ABORTED, and what the store finds wrong with the parent
+   */
+  async prepare(request: RemotePrepare, signal: AbortSignal): Promise<RemoteOutcome> {
+    const { parent, ref } = request;
+    if (this.#store.findRemote(parent, ref) !== undefined) return { ready: true };
+    // The client has begun to fetch all the layers above the first one that it had to unpack.
+    if (parent !== "" && this.#store.get(parent).layer === undefined) {
+      return { ready: false, reason: "parent_not_lazy" };
+    }
+    const key = JSON.stringify([parent, ref]);
+    return this.#work.run(key, signal, (shared) => this.#establish(request, shared));
+  }
+
+  /** To be told that a snapshot that referred to `layer` is gone. */
+  releaseUnused(layer: number): void {
+    if (this.#store.layerReferences(layer) > 0 || this.#pinned.has(layer)) return;
+    this.#layers.release(layer);
+  }
+
+  /** Gives up what is under way. */
+  close(): void {
+    this.#work.close();
+  }
+
+  async #establish(request: RemotePrepare, signal: AbortSignal): Promise<RemoteOutcome> {
+    // A call before this one may have finished meanwhile.
+    if (this.#store.findRemote(request.parent, request.ref) !== undefined) return { ready: true };
+    let layer: number | FallbackReason;
+    try {
+      layer = await this.#readyLayer(request, signal);
+    } catch (error) {
+      // Nobody waits any more, or clip is stopping: that is no reason to let containerd unpack.
+      if (signal.aborted)
+        throw new ClipError("ABORTED", "the Prepare was given up", { cause: error });
+      return { ready: false, reason: reasonOf(error), error };
+    }
+    if (typeof layer !== "number") return { ready: false, reason: layer };
+    try {
+      this.#store.createRemote({
+        parent: request.parent,
+        ref: request.ref,
+        labels: new Map([...request.labels, [remoteLabel, "clip"]]),
+        layer,
+      });
+      return { ready: true };
+    } finally {
+      this.#unpin(layer);
+    }
+  }
+
+  /** The number of the mounted layer, pinned; or why there is none. */
+  async #readyLayer(
+    { namespace, ref, labels }: RemotePrepare,
+    signal: AbortSignal,
+  ): Promise<number | FallbackReason> {
+    if (!isDigest(ref)) return "ref_not_a_digest";
+    const image = await this.#resolver.resolve({ namespace, chainId: ref, labels }, signal);
+    const target = image?.layers[image.position];
+    if (image === undefined || target === undefined) return "image_unknown";
+    if (image.contentIsLocal) return "content_local";
+    if (this.#prefetched.isNew(target.manifestDigest, image.position)) {
+      for (const layer of image.layers.slice(image.position)) this.#layers.prefetch(layer);
+    }
+    const layer = await this.#layers.ensure(target, signal);
+    this.#pinned.set(layer, (this.#pinned.get(layer) ?? 0) + 1);
+    try {
+      const { path } = await this.#layers.mount(layer);
+      signal.throwIfAborted();
+      this.#log.debug({ layer: target.layerDigest, number: layer, path }, "layer is mounted");
+      return layer;
+    } catch (error) {
+      this.#unpin(layer);
+      throw error;
+    }
+  }
+
+  #unpin(layer: number): void {
+    const pins = (this.#pinned.get(layer) ?? 0) - 1;
+    if (pins > 0) this.#pinned.set(layer, pins);
+    else this.#pinned.delete(layer);
+    this.releaseUnused(layer);
+  }
+}
+
+function reasonOf(error: unknown): FallbackReason {
+  return isClipError(error) ? (error.code.toLowerCase() as Lowercase<ClipError["code"]>) : "defect";
+}
+
+/** The line that tells why a layer is not served on demand. */
+export function describeFallback(outcome: Extract<RemoteOutcome, { ready: false }>): string {
+  return "error" in outcome ? describeError(outcome.error) : outcome.reason.replaceAll("_", " ");
+}
