@@ -1,0 +1,72 @@
+/** What all requests to registries share: bodies with a limit, and the faults of the network. */
+import { errors } from "undici";
+import { ClipError, isClipError } from "../base/errors.ts";
+import { registryError, type Subject } from "./failure.ts";
+
+/**
+ * The whole body, which must not be longer than `bytesMax`.
+ * @throws ClipError REGISTRY_PROTOCOL when it is; what the network throws
+ */
+export async function readBody(
+  body: AsyncIterable<Buffer>,
+  bytesMax: number,
+  subject: Subject,
+): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  let length = 0;
+  for await (const chunk of body) {
+    length += chunk.length;
+    if (length > bytesMax) {
+      throw registryError(
+        "REGISTRY_PROTOCOL",
+        `the answer is larger than ${bytesMax} bytes`,
+        subject,
+      );
+    }
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks, length);
+}
+
+/** The error for a request that failed below HTTP. */
+export function networkError(
+  error: unknown,
+  subject: Subject,
+  endpoint: string,
+  signal: AbortSignal | undefined,
+): ClipError {
+  if (isClipError(error)) return error;
+  if (signal?.aborted === true) {
+    return new ClipError("ABORTED", "the caller gave up", { cause: error });
+  }
+  if (error instanceof errors.ClientDestroyedError || error instanceof errors.ClientClosedError) {
+    return new ClipError("CLOSED", "the registry client is closed", { cause: error });
+  }
+  if (isCertificateFault(error)) {
+    return registryError("REGISTRY_UNAVAILABLE", "its certificate is not trusted", subject, {
+      cause: error,
+      endpoint,
+      hint: "Name the authority with ca_file, or in the registry's hosts.toml.",
+    });
+  }
+  return registryError("REGISTRY_UNAVAILABLE", "the registry cannot be reached", subject, {
+    cause: error,
+    endpoint,
+  });
+}
+
+/** Whether trying again may help: not so for names that do not exist and for wrong certificates. */
+export function isTransientFault(error: unknown): boolean {
+  if (isClipError(error)) return false;
+  if (error instanceof errors.ClientDestroyedError) return false;
+  return errorCode(error) !== "ENOTFOUND" && !isCertificateFault(error);
+}
+
+function isCertificateFault(error: unknown): boolean {
+  return /CERT|^ERR_TLS|^ERR_SSL|VERIFY/.test(errorCode(error));
+}
+
+function errorCode(error: unknown): string {
+  const code: unknown = error instanceof Error && "code" in error ? error.code : undefined;
+  return typeof code === "string" ? code : "";
+}
