@@ -194,12 +194,14 @@ export class PendingReads {
     return this.#pending.get(pending.read.unique) === pending;
   }
 
-  #write(unique: bigint, error: number, body: Buffer[] = []): void {
+  /** Writes an error, or a body if there is one. */
+  #write(unique: bigint, error: number, body?: Buffer[]): void {
     // The kernel accepts errors 1 to 511 only.
-    const accepted = error === 0 || (error > 0 && error < 512) ? error : errno.EIO;
+    const isError = Number.isInteger(error) && error > 0 && error < 512;
+    const accepted = body !== undefined ? 0 : isError ? error : errno.EIO;
     const header = Buffer.alloc(replyHeaderBytes);
-    const bytes = body.reduce((sum, buffer) => sum + buffer.length, 0);
+    const bytes = body?.reduce((sum, buffer) => sum + buffer.length, 0) ?? 0;
     putReplyHeader(header, unique, accepted, bytes);
-    this.#options.write([header, ...body]);
+    this.#options.write([header, ...(body ?? [])]);
   }
 }
