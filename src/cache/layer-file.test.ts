@@ -34,7 +34,8 @@ class FragileFile {
 
   async datasync() {
     const syncing = this.#unsynced;
-    await new Promise((resolve) => setImmediate(resolve));
+    // A sync takes longer than a write, so that code which does not wait for it is found out.
+    for (let tick = 0; tick < 4; tick++) await new Promise((resolve) => setImmediate(resolve));
     if (this.#crashed) return;
     for (const { offset, bytes } of syncing) bytes.copy(this.durable, offset);
     this.#unsynced = this.#unsynced.filter((write) => !syncing.includes(write));

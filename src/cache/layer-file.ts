@@ -16,7 +16,7 @@ export interface LayerFileParts {
   data: FileHandle;
   map: FileHandle;
   table: SpanTable;
-  /** One byte a span, over shared memory: what FUSE threads look at. */
+  /** One byte a span, 1 where it is there, over shared memory: what FUSE threads look at. */
   present: Uint8Array;
   complete: boolean;
   log: Log;
@@ -33,7 +33,13 @@ export class LayerFile {
   readonly path: string;
   readonly size: number;
   readonly spanStarts: Float64Array;
+  /**
+   * Zero where a span is missing. A span that comes back after it was dropped gets another value
+   * than before, so that a thread which was reading it meanwhile notices.
+   */
   readonly spanPresent: Uint8Array;
+  /** The value that each span got last. */
+  readonly #lastFlags: Uint8Array;
   readonly #mapPath: string;
   readonly #data: FileHandle;
   readonly #map: FileHandle;
@@ -58,6 +64,7 @@ export class LayerFile {
     this.size = parts.table.starts.at(-1) ?? 0;
     this.spanPresent = parts.present;
     this.#claimed = Uint8Array.from(parts.present);
+    this.#lastFlags = Uint8Array.from(parts.present);
     this.#presentCount = parts.present.reduce((sum, one) => sum + one, 0);
     this.#complete = parts.complete;
   }
@@ -78,12 +85,23 @@ export class LayerFile {
 
   /** Whether the bytes of this span can be read from the file. */
   has(span: number): boolean {
-    return Atomics.load(this.spanPresent, span) === 1;
+    return Atomics.load(this.spanPresent, span) !== 0;
   }
 
-  /** `length` bytes at `offset`, which must lie in spans that are present. */
+  /**
+   * `length` bytes at `offset`, which must lie in spans that are present; undefined when the disk
+   * does not give them.
+   */
   async read(offset: number, length: number): Promise<Buffer | undefined> {
-    return readFully(this.#data, offset, length);
+    try {
+      return await readFully(this.#data, offset, length);
+    } catch (error) {
+      this.#log.warn(
+        { path: this.path, offset, length, error: describeError(error) },
+        "a layer on disk cannot be read",
+      );
+      return undefined;
+    }
   }
 
   /**
@@ -100,7 +118,9 @@ export class LayerFile {
       this.#writing.delete(writing);
     }
     if (this.#closed || this.has(span)) return;
-    Atomics.store(this.spanPresent, span, 1);
+    const flag = ((this.#lastFlags[span] ?? 0) % 255) + 1;
+    this.#lastFlags[span] = flag;
+    Atomics.store(this.spanPresent, span, flag);
     this.#presentCount++;
     this.#unclaimed.add(span);
     if (this.#unclaimed.size >= flushSpans) void this.#flushLogged();
@@ -187,7 +207,7 @@ export class LayerFile {
   }
 
   #forget(span: number): void {
-    if (Atomics.exchange(this.spanPresent, span, 0) === 1) this.#presentCount--;
+    if (Atomics.exchange(this.spanPresent, span, 0) !== 0) this.#presentCount--;
     this.#claimed[span] = 0;
     this.#unclaimed.delete(span);
   }

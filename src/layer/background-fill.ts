@@ -1,0 +1,156 @@
+/** Completes layers after their first use, while nobody is waiting for a read. */
+import { setTimeout as sleep } from "node:timers/promises";
+import { ClipError, describeError } from "../base/errors.ts";
+import type { Log } from "../telemetry/log.ts";
+import type { LayerCounters } from "./counters.ts";
+import type { DemandActivity } from "./demand-activity.ts";
+import type { LayerBlob } from "./layer-blob.ts";
+import { digestOfLayerFile, wrongSpans } from "./verify.ts";
+
+/** Uncompressed bytes that one fetch of the fill asks for. */
+const stepBytes = 8 * 1024 * 1024;
+/** First and longest wait after a failure; it doubles in between. */
+const backoffMsMin = 1_000;
+const backoffMsMax = 5 * 60_000;
+
+/** What {@link BackgroundFill} is made with. */
+export interface BackgroundFillOptions {
+  /** How long after its first use a layer is filled. */
+  delayMs: number;
+  /** Most uncompressed bytes a second; unlimited if absent. */
+  bytesPerSecond?: number;
+  activity: DemandActivity;
+  counters: LayerCounters;
+  log: Log;
+  /** Every byte of the layer is local and matched its diffID. */
+  onComplete: (blob: LayerBlob) => void;
+  /** Every span matched the layer index, but the whole did not match the diffID. */
+  onMismatch: (blob: LayerBlob) => void;
+}
+
+/** Fills one layer at a time, in the order in which they were first used. */
+export class BackgroundFill {
+  readonly #options: BackgroundFillOptions;
+  readonly #waiting = new Map<LayerBlob, { dueAt: number; backoffMs: number }>();
+  readonly #closing = new AbortController();
+  #current: { blob: LayerBlob; controller: AbortController } | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #running: Promise<void> = Promise.resolve();
+
+  constructor(options: BackgroundFillOptions) {
+    this.#options = options;
+  }
+
+  /** Has the layer filled some time after now; nothing happens if it is complete or known. */
+  schedule(blob: LayerBlob): void {
+    if (blob.file.complete || this.#waiting.has(blob) || this.#current?.blob === blob) return;
+    this.#enqueue(blob, this.#options.delayMs, backoffMsMin);
+  }
+
+  /** Forgets a layer; when this returns nothing is being done with it. */
+  async cancel(blob: LayerBlob): Promise<void> {
+    this.#waiting.delete(blob);
+    if (this.#current?.blob !== blob) return;
+    this.#current.controller.abort();
+    await this.#running;
+    this.#waiting.delete(blob);
+  }
+
+  /** Stops. What has been fetched is kept. */
+  async close(): Promise<void> {
+    this.#closing.abort();
+    clearTimeout(this.#timer);
+    this.#waiting.clear();
+    this.#current?.controller.abort();
+    await this.#running;
+  }
+
+  #enqueue(blob: LayerBlob, delayMs: number, backoffMs: number): void {
+    if (this.#closing.signal.aborted) return;
+    this.#waiting.set(blob, { dueAt: performance.now() + delayMs, backoffMs });
+    this.#arm();
+  }
+
+  #arm(): void {
+    clearTimeout(this.#timer);
+    if (this.#current !== undefined || this.#waiting.size === 0) return;
+    const dueAt = Math.min(...[...this.#waiting.values()].map((entry) => entry.dueAt));
+    const wait = Math.max(0, dueAt - performance.now());
+    this.#timer = setTimeout(() => this.#startNext(), wait).unref();
+  }
+
+  #startNext(): void {
+    const now = performance.now();
+    const due = [...this.#waiting].find(([, entry]) => entry.dueAt <= now);
+    if (due === undefined) return this.#arm();
+    const [blob, { backoffMs }] = due;
+    this.#waiting.delete(blob);
+    const controller = new AbortController();
+    this.#current = { blob, controller };
+    this.#running = this.#run(blob, backoffMs, controller.signal).finally(() => {
+      this.#current = undefined;
+      this.#arm();
+    });
+  }
+
+  async #run(blob: LayerBlob, backoffMs: number, signal: AbortSignal): Promise<void> {
+    const { log } = this.#options;
+    const layer = blob.head.layerDigest;
+    try {
+      await this.#fetchRest(blob, signal);
+      await this.#check(blob, signal);
+    } catch (error) {
+      if (signal.aborted) return;
+      const next = Math.min(backoffMs * 2, backoffMsMax);
+      log.warn(
+        { layer, error: describeError(error), retryMs: backoffMs },
+        "a layer could not be filled",
+      );
+      this.#enqueue(blob, backoffMs, next);
+    }
+  }
+
+  async #fetchRest(blob: LayerBlob, signal: AbortSignal): Promise<void> {
+    const { activity, bytesPerSecond } = this.#options;
+    let next: number | undefined = 0;
+    while (next !== undefined) {
+      await activity.quiet(signal);
+      const startedAt = performance.now();
+      const from: number = next;
+      next = await blob.fill(from, stepBytes, signal);
+      if (bytesPerSecond === undefined || next === undefined) continue;
+      const starts = blob.file.spanStarts;
+      const bytes = (starts[next] ?? blob.file.size) - (starts[from] ?? 0);
+      const dueMs = (bytes / bytesPerSecond) * 1000 - (performance.now() - startedAt);
+      if (dueMs > 0) await sleep(dueMs, undefined, { signal });
+    }
+    // A span may have been fetched and not kept, because the disk is full.
+    if (!blob.file.full) throw new ClipError("DISK_FULL", "not every span could be kept on disk");
+  }
+
+  async #check(blob: LayerBlob, signal: AbortSignal): Promise<void> {
+    const { counters, log, onComplete, onMismatch } = this.#options;
+    const { file, head } = blob;
+    const layer = head.layerDigest;
+    const found = await digestOfLayerFile(file, signal);
+    if (found === head.diffId) {
+      await file.markComplete();
+      counters.completed++;
+      log.info({ layer, bytes: file.size }, "the layer is complete");
+      onComplete(blob);
+      return;
+    }
+    counters.mismatches++;
+    const wrong = await wrongSpans(file, head, signal);
+    log.error(
+      { layer, expected: head.diffId, found, wrongSpans: wrong.length },
+      "the layer on disk does not match its diffID",
+    );
+    await file.drop(wrong.length > 0 ? wrong : file.spanPresent.keys());
+    if (wrong.length === 0) {
+      onMismatch(blob);
+      return;
+    }
+    throw new ClipError("CORRUPT_LAYER", `${wrong.length} spans on disk had changed`);
+  }
+}

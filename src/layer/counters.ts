@@ -1,0 +1,69 @@
+/** What the layers have done since the daemon started; telemetry reads it. */
+
+/** Counts of one place that spans come from. */
+export interface SourceCounters {
+  /** Fetches that were begun. */
+  fetches: number;
+  /** Spans that came, verified. */
+  spans: number;
+  /** Their uncompressed bytes. */
+  bytes: number;
+  /** Fetches that failed. */
+  errors: number;
+  /** Spans whose digest was wrong. */
+  corrupt: number;
+}
+
+/** Counts over all layers; plain numbers that only grow. */
+export interface LayerCounters {
+  /** Reads that the FUSE threads handed over because a span was missing. */
+  reads: number;
+  readBytes: number;
+  /** Reads that no source could answer: the reader saw EIO. */
+  readErrors: number;
+  /** Spans that such reads found on disk, in flight, or nowhere. */
+  spanHits: number;
+  spanJoins: number;
+  spanMisses: number;
+  /** Spans fetched ahead of a sequential reader. */
+  prefetchedSpans: number;
+  /** Spans fetched by the background fill. */
+  filledSpans: number;
+  /** Spans that could not be kept on disk. */
+  writeErrors: number;
+  /** Layers that were pulled whole, filled to the end, and found to be wrong. */
+  wholePulls: number;
+  completed: number;
+  mismatches: number;
+  /** By source: `registry`, … */
+  sources: Map<string, SourceCounters>;
+}
+
+/** Counters that all stand at zero. */
+export function newLayerCounters(): LayerCounters {
+  return {
+    reads: 0,
+    readBytes: 0,
+    readErrors: 0,
+    spanHits: 0,
+    spanJoins: 0,
+    spanMisses: 0,
+    prefetchedSpans: 0,
+    filledSpans: 0,
+    writeErrors: 0,
+    wholePulls: 0,
+    completed: 0,
+    mismatches: 0,
+    sources: new Map(),
+  };
+}
+
+/** The counters of one source, which is added if it is new. */
+export function sourceCounters(counters: LayerCounters, source: string): SourceCounters {
+  let found = counters.sources.get(source);
+  if (found === undefined) {
+    found = { fetches: 0, spans: 0, bytes: 0, errors: 0, corrupt: 0 };
+    counters.sources.set(source, found);
+  }
+  return found;
+}

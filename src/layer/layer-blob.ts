@@ -1,0 +1,149 @@
+/** The uncompressed tar of a layer as one virtual file, whatever part of it is local. */
+import { ClipError, isClipError } from "../base/errors.ts";
+import type { LayerFile } from "../cache/layer-file.ts";
+import type { LayerHead } from "../index/model.ts";
+import type { DemandActivity } from "./demand-activity.ts";
+import { ReadAhead } from "./read-ahead.ts";
+import { SpanFetcher, type SpanFetcherOptions } from "./span-fetcher.ts";
+import { spanAt } from "./span-source.ts";
+
+/** What {@link LayerBlob} is made with. */
+export interface LayerBlobOptions extends SpanFetcherOptions {
+  /** Readers of all layers, so that background work can make way for them. */
+  activity: DemandActivity;
+}
+
+/** Reads of one layer: from disk what is there, from the sources what is not. */
+export class LayerBlob {
+  readonly head: LayerHead;
+  readonly file: LayerFile;
+  readonly #options: LayerBlobOptions;
+  readonly #fetcher: SpanFetcher;
+  readonly #readAhead = new ReadAhead();
+  #condemned: ClipError | undefined;
+
+  constructor(options: LayerBlobOptions) {
+    this.head = options.head;
+    this.file = options.file;
+    this.#options = options;
+    this.#fetcher = new SpanFetcher(options);
+  }
+
+  /**
+   * The bytes at `offset`, `length` of them or as many as there are before the end of the layer.
+   * @throws ClipError ABORTED when the reader gives up; another code when every source failed
+   */
+  async read(offset: number, length: number, signal?: AbortSignal): Promise<Buffer[]> {
+    const end = Math.min(offset + length, this.file.size);
+    if (offset >= end) return [];
+    const { counters, activity } = this.#options;
+    counters.reads++;
+    const leave = activity.enter();
+    try {
+      const pieces = await this.#readRange(offset, end, signal);
+      counters.readBytes += end - offset;
+      return pieces;
+    } catch (error) {
+      if (!isClipError(error, "ABORTED")) counters.readErrors++;
+      throw error;
+    } finally {
+      leave();
+    }
+  }
+
+  /**
+   * Fetches some of what is missing at or after span `from`, for the background fill.
+   * @returns the span to go on from, or undefined when nothing is missing up to the end
+   */
+  async fill(from: number, bytesMax: number, signal: AbortSignal): Promise<number | undefined> {
+    const { file } = this;
+    let first = from;
+    while (first < file.spanCount && file.has(first)) first++;
+    if (first >= file.spanCount) return undefined;
+    let last = first;
+    const start = file.spanStarts[first] ?? 0;
+    while (last + 1 < file.spanCount && !file.has(last + 1)) {
+      if ((file.spanStarts[last + 2] ?? 0) - start > bytesMax) break;
+      last++;
+    }
+    this.#options.counters.filledSpans += this.#fetcher.start(first, last);
+    for (let span = first; span <= last; span++) {
+      if (this.#fetcher.isInFlight(span)) await this.#fetcher.wait(span, signal);
+    }
+    return last + 1;
+  }
+
+  /** Whether a span is being fetched or written to disk. */
+  isFetching(span: number): boolean {
+    return this.#fetcher.isInFlight(span);
+  }
+
+  /** From now on every read fails: the layer is not what its diffID says. */
+  condemn(reason: ClipError): void {
+    this.#condemned = reason;
+  }
+
+  /** Gives up what is being fetched. The file stays open: it belongs to the disk cache. */
+  async close(): Promise<void> {
+    await this.#fetcher.close();
+  }
+
+  async #readRange(offset: number, end: number, signal?: AbortSignal): Promise<Buffer[]> {
+    const starts = this.file.spanStarts;
+    const first = spanAt(starts, offset);
+    const last = spanAt(starts, end - 1);
+    this.#startMissing(first, last);
+    this.#fetchAhead(offset, end);
+
+    const pieces: Buffer[] = [];
+    for (let span = first; span <= last; span++) {
+      const spanStart = starts[span] ?? 0;
+      const from = Math.max(offset, spanStart);
+      const until = Math.min(end, starts[span + 1] ?? end);
+      const bytes = await this.#spanBytes(span, from, until, signal);
+      pieces.push(bytes);
+    }
+    return pieces;
+  }
+
+  #startMissing(first: number, last: number): void {
+    const { counters } = this.#options;
+    for (let span = first; span <= last; span++) {
+      if (this.file.has(span)) counters.spanHits++;
+      else if (this.#fetcher.isInFlight(span)) counters.spanJoins++;
+      else counters.spanMisses++;
+    }
+    this.#fetcher.start(first, last);
+  }
+
+  #fetchAhead(offset: number, end: number): void {
+    const { budget, counters } = this.#options;
+    const until = Math.min(this.#readAhead.note(offset, end - offset), this.file.size);
+    if (until <= end || !budget.hasRoom(2 * (until - end))) return;
+    const first = spanAt(this.file.spanStarts, end);
+    const last = spanAt(this.file.spanStarts, until - 1);
+    counters.prefetchedSpans += this.#fetcher.start(first, last);
+  }
+
+  /** The bytes from `from` to `until`, which lie in one span. */
+  async #spanBytes(span: number, from: number, until: number, signal?: AbortSignal) {
+    const spanStart = this.file.spanStarts[span] ?? 0;
+    // A span can go between the look and the read: it failed, was given up, or was dropped.
+    for (let attempt = 0; ; attempt++) {
+      if (this.#condemned !== undefined) throw this.#condemned;
+      if (this.file.has(span)) {
+        const bytes = await this.file.read(from, until - from);
+        if (bytes !== undefined) return bytes;
+        await this.file.drop([span]);
+      }
+      this.#fetcher.start(span, span);
+      try {
+        const bytes = await this.#fetcher.wait(span, signal);
+        return bytes.subarray(from - spanStart, until - spanStart);
+      } catch (error) {
+        const mine = signal?.aborted === true || !isClipError(error, "ABORTED");
+        if (mine || attempt === 3) throw error;
+      }
+    }
+  }
+}

@@ -1,0 +1,213 @@
+/** What this node durably knows of its layers. */
+import type { DatabaseSync } from "node:sqlite";
+import { openDatabase, transaction } from "../base/database.ts";
+import type { Digest } from "../base/digest.ts";
+import type { LayerTarget, Repository } from "./target.ts";
+
+/** A layer that was made ready on this node. */
+export interface LayerRecord {
+  /** Stable and never given to another layer. */
+  number: number;
+  diffId: Digest;
+  /** The blob whose index divides the layer into spans, and that names its cache file. */
+  layerDigest: Digest;
+  /** Bytes of the uncompressed tar. */
+  size: number;
+  /** The layer hides everything below it, so its root is an opaque directory. */
+  opaqueRoot: boolean;
+}
+
+/** How a layer was last mounted: tells a mount that can be kept from one that cannot. */
+export interface MountRecord {
+  /** `major:minor` of the mounted file system. */
+  device: string;
+  /** `local`, or `major:minor` of the FUSE mount that its data comes from. */
+  backing: string;
+}
+
+/** A blob in registries that holds a layer. */
+export interface BlobRecord {
+  layerDigest: Digest;
+  compressedSize: number;
+  mediaType: string;
+  manifestDigest: Digest;
+  /** Where it may be found, the one that had it last first. */
+  repositories: Repository[];
+}
+
+const migrations = [
+  `
+  CREATE TABLE layer (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    diff_id TEXT NOT NULL UNIQUE,
+    layer_digest TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    opaque_root INTEGER NOT NULL,
+    mount_device TEXT,
+    mount_backing TEXT
+  ) STRICT;
+  CREATE TABLE blob (
+    layer_digest TEXT PRIMARY KEY,
+    diff_id TEXT NOT NULL,
+    compressed_size INTEGER NOT NULL,
+    media_type TEXT NOT NULL,
+    manifest_digest TEXT NOT NULL
+  ) STRICT;
+  CREATE INDEX blob_by_diff_id ON blob (diff_id);
+  CREATE TABLE location (
+    layer_digest TEXT NOT NULL REFERENCES blob ON DELETE CASCADE,
+    host TEXT NOT NULL,
+    name TEXT NOT NULL,
+    rank INTEGER NOT NULL,
+    PRIMARY KEY (layer_digest, host, name)
+  ) STRICT;
+  `,
+];
+
+/** The layers of this node, in one SQLite database. */
+export class LayerRecords {
+  readonly #database: DatabaseSync;
+
+  private constructor(database: DatabaseSync) {
+    this.#database = database;
+  }
+
+  /** Opens (or creates) the database at `path`. */
+  static open(path: string): LayerRecords {
+    return new LayerRecords(openDatabase(path, migrations));
+  }
+
+  all(): LayerRecord[] {
+    return this.#database.prepare("SELECT * FROM layer ORDER BY number").all().map(asLayer);
+  }
+
+  byNumber(number: number): LayerRecord | undefined {
+    const row = this.#database.prepare("SELECT * FROM layer WHERE number = ?").get(number);
+    return row === undefined ? undefined : asLayer(row);
+  }
+
+  byDiffId(diffId: Digest): LayerRecord | undefined {
+    const row = this.#database.prepare("SELECT * FROM layer WHERE diff_id = ?").get(diffId);
+    return row === undefined ? undefined : asLayer(row);
+  }
+
+  /**
+   * Records a layer that is ready, and its blob. A layer that was known keeps its number.
+   * @returns its number
+   */
+  put(target: LayerTarget, layer: Omit<LayerRecord, "number">): number {
+    return transaction(this.#database, () => {
+      const row = this.#database
+        .prepare(
+          `INSERT INTO layer (diff_id, layer_digest, size, opaque_root) VALUES (?, ?, ?, ?)
+           ON CONFLICT (diff_id) DO UPDATE SET layer_digest = excluded.layer_digest,
+             size = excluded.size, opaque_root = excluded.opaque_root
+           RETURNING number`,
+        )
+        .get(layer.diffId, layer.layerDigest, layer.size, layer.opaqueRoot ? 1 : 0);
+      this.#putBlob(target);
+      return Number(row?.["number"]);
+    });
+  }
+
+  /** Remembers another place, or another blob, that holds a layer; only new facts are written. */
+  learn(target: LayerTarget): void {
+    const known = this.blobs(target.diffId).find((blob) => blob.layerDigest === target.layerDigest);
+    const isKnown = (repository: Repository) =>
+      known?.repositories.some(
+        ({ host, name }) => host === repository.host && name === repository.name,
+      ) === true;
+    if (known !== undefined && target.repositories.every(isKnown)) return;
+    transaction(this.#database, () => this.#putBlob(target));
+  }
+
+  /** The blobs that hold a layer. */
+  blobs(diffId: Digest): BlobRecord[] {
+    const blobs = this.#database.prepare("SELECT * FROM blob WHERE diff_id = ?").all(diffId);
+    const locations = this.#database.prepare(
+      "SELECT host, name FROM location WHERE layer_digest = ? ORDER BY rank",
+    );
+    return blobs.map((row) => ({
+      layerDigest: row["layer_digest"] as Digest,
+      compressedSize: Number(row["compressed_size"]),
+      mediaType: String(row["media_type"]),
+      manifestDigest: row["manifest_digest"] as Digest,
+      repositories: locations.all(String(row["layer_digest"])).map((location) => ({
+        host: String(location["host"]),
+        name: String(location["name"]),
+      })),
+    }));
+  }
+
+  /** Remembers that this repository had the blob: it is asked first from now on. */
+  prefer(layerDigest: Digest, repository: Repository): void {
+    this.#database
+      .prepare(
+        `UPDATE location SET rank = (SELECT min(rank) - 1 FROM location WHERE layer_digest = ?1)
+         WHERE layer_digest = ?1 AND host = ?2 AND name = ?3`,
+      )
+      .run(layerDigest, repository.host, repository.name);
+  }
+
+  mountOf(number: number): MountRecord | undefined {
+    const row = this.#database
+      .prepare("SELECT mount_device, mount_backing FROM layer WHERE number = ?")
+      .get(number);
+    const device = row?.["mount_device"];
+    const backing = row?.["mount_backing"];
+    return typeof device === "string" && typeof backing === "string"
+      ? { device, backing }
+      : undefined;
+  }
+
+  setMount(number: number, mount: MountRecord): void {
+    this.#database
+      .prepare("UPDATE layer SET mount_device = ?, mount_backing = ? WHERE number = ?")
+      .run(mount.device, mount.backing, number);
+  }
+
+  /** Forgets a layer and its blobs. */
+  remove(number: number): void {
+    transaction(this.#database, () => {
+      this.#database
+        .prepare("DELETE FROM blob WHERE diff_id = (SELECT diff_id FROM layer WHERE number = ?)")
+        .run(number);
+      this.#database.prepare("DELETE FROM layer WHERE number = ?").run(number);
+    });
+  }
+
+  close(): void {
+    this.#database.close();
+  }
+
+  #putBlob(target: LayerTarget): void {
+    this.#database
+      .prepare(
+        `INSERT INTO blob (layer_digest, diff_id, compressed_size, media_type, manifest_digest)
+         VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+      )
+      .run(
+        target.layerDigest,
+        target.diffId,
+        target.compressedSize,
+        target.mediaType,
+        target.manifestDigest,
+      );
+    const insert = this.#database.prepare(
+      `INSERT INTO location (layer_digest, host, name, rank) VALUES (?1, ?2, ?3,
+         (SELECT coalesce(max(rank), 0) + 1 FROM location WHERE layer_digest = ?1))
+       ON CONFLICT DO NOTHING`,
+    );
+    for (const { host, name } of target.repositories) insert.run(target.layerDigest, host, name);
+  }
+}
+
+function asLayer(row: Record<string, unknown>): LayerRecord {
+  return {
+    number: Number(row["number"]),
+    diffId: row["diff_id"] as Digest,
+    layerDigest: row["layer_digest"] as Digest,
+    size: Number(row["size"]),
+    opaqueRoot: row["opaque_root"] === 1,
+  };
+}

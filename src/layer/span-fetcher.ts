@@ -1,0 +1,288 @@
+/** Fetches the missing spans of one layer: each once, however many readers wait for it. */
+import { hash } from "node:crypto";
+import { ClipError, describeError, isClipError } from "../base/errors.ts";
+import type { LayerFile } from "../cache/layer-file.ts";
+import type { LayerHead } from "../index/model.ts";
+import type { Log } from "../telemetry/log.ts";
+import type { ByteBudget } from "./byte-budget.ts";
+import { sourceCounters, type LayerCounters } from "./counters.ts";
+import type { SpanSource } from "./span-source.ts";
+
+/** Most uncompressed bytes that one fetch asks for (but always at least one span). */
+const runBytesMax = 8 * 1024 * 1024;
+/** Fetches whose readers have all left and that may go on nevertheless. */
+const orphansMax = 4;
+
+/** What {@link SpanFetcher} is made with. */
+export interface SpanFetcherOptions {
+  head: LayerHead;
+  file: LayerFile;
+  /** Asked in order, nearest first. */
+  sources: readonly SpanSource[];
+  budget: ByteBudget;
+  counters: LayerCounters;
+  log: Log;
+}
+
+/** A fetch of neighbouring spans. */
+interface Run {
+  first: number;
+  last: number;
+  waiters: number;
+  controller: AbortController;
+}
+
+interface SpanInFlight {
+  run: Run;
+  bytes: Promise<Buffer>;
+  resolve(bytes: Buffer): void;
+  reject(error: unknown): void;
+}
+
+/**
+ * Spans on their way from the sources to memory and from there to the disk cache. Every span is
+ * checked against its digest in the layer index before anyone sees it.
+ */
+export class SpanFetcher {
+  readonly #head: LayerHead;
+  readonly #file: LayerFile;
+  readonly #sources: readonly SpanSource[];
+  readonly #budget: ByteBudget;
+  readonly #counters: LayerCounters;
+  readonly #log: Log;
+  readonly #inFlight = new Map<number, SpanInFlight>();
+  readonly #orphans = new Set<Run>();
+  readonly #running = new Set<Promise<void>>();
+  #closed = false;
+
+  constructor(options: SpanFetcherOptions) {
+    this.#head = options.head;
+    this.#file = options.file;
+    this.#sources = options.sources;
+    this.#budget = options.budget;
+    this.#counters = options.counters;
+    this.#log = options.log;
+  }
+
+  /** Whether the span is on its way. */
+  isInFlight(span: number): boolean {
+    return this.#inFlight.has(span);
+  }
+
+  /** Starts to fetch those of the spans `first` to `last` that are neither here nor on their way. */
+  start(first: number, last: number): number {
+    let started = 0;
+    for (let span = first; span <= last; span++) {
+      if (!this.#isMissing(span)) continue;
+      const runFirst = span;
+      let bytes = this.#lengthOf(span);
+      while (span < last && this.#isMissing(span + 1)) {
+        bytes += this.#lengthOf(span + 1);
+        if (bytes > runBytesMax) break;
+        span++;
+      }
+      this.#startRun(runFirst, span);
+      started += span - runFirst + 1;
+    }
+    return started;
+  }
+
+  /**
+   * The bytes of a span that is on its way.
+   * @throws ClipError ABORTED when `signal` fires; the fetch goes on for others
+   */
+  async wait(span: number, signal?: AbortSignal): Promise<Buffer> {
+    const flight = this.#inFlight.get(span);
+    if (flight === undefined) throw new ClipError("CLOSED", "the span is not on its way");
+    const { run } = flight;
+    run.waiters++;
+    this.#orphans.delete(run);
+    let onAbort: () => void = () => {};
+    try {
+      if (signal === undefined) return await flight.bytes;
+      const aborted = new Promise<never>((_, reject) => {
+        onAbort = () =>
+          reject(new ClipError("ABORTED", "the reader gave up", { cause: signal.reason }));
+        if (signal.aborted) onAbort();
+        else signal.addEventListener("abort", onAbort, { once: true });
+      });
+      return await Promise.race([flight.bytes, aborted]);
+    } finally {
+      signal?.removeEventListener("abort", onAbort);
+      run.waiters--;
+      if (run.waiters === 0 && signal?.aborted === true) this.#orphan(run);
+    }
+  }
+
+  /** Gives up what is on its way and waits for it to end. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    for (const flight of this.#inFlight.values()) flight.run.controller.abort();
+    await Promise.all(this.#running);
+  }
+
+  #isMissing(span: number): boolean {
+    return !this.#file.has(span) && !this.#inFlight.has(span);
+  }
+
+  #lengthOf(span: number): number {
+    return this.#head.spans[span]?.length ?? 0;
+  }
+
+  #startRun(first: number, last: number): void {
+    const run: Run = { first, last, waiters: 0, controller: new AbortController() };
+    for (let span = first; span <= last; span++) {
+      const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
+      // Nobody may be waiting: a failure is then seen by whoever asks next.
+      promise.catch(() => {});
+      this.#inFlight.set(span, { run, bytes: promise, resolve, reject });
+    }
+    const running = this.#fetchRun(run).finally(() => this.#running.delete(running));
+    this.#running.add(running);
+  }
+
+  // Of the fetches that nobody waits for, the newest few go on: their readers may come back.
+  #orphan(run: Run): void {
+    this.#orphans.add(run);
+    if (this.#orphans.size <= orphansMax) return;
+    const [oldest] = this.#orphans;
+    if (oldest !== undefined) this.#abandon(oldest);
+  }
+
+  #abandon(run: Run): void {
+    this.#orphans.delete(run);
+    this.#leave(run, run.first);
+    run.controller.abort();
+  }
+
+  /** The spans of the run from `first` on are no longer on their way. */
+  #leave(run: Run, first: number): void {
+    for (let span = first; span <= run.last; span++) {
+      if (this.#inFlight.get(span)?.run === run) this.#inFlight.delete(span);
+    }
+  }
+
+  async #fetchRun(run: Run): Promise<void> {
+    const { signal } = run.controller;
+    const flights: SpanInFlight[] = [];
+    for (let span = run.first; span <= run.last; span++) {
+      const flight = this.#inFlight.get(span);
+      if (flight !== undefined) flights.push(flight);
+    }
+    const writes: Promise<void>[] = [];
+    let release = () => {};
+    try {
+      if (this.#closed) throw new ClipError("CLOSED", "the layer is closed");
+      release = await this.#budget.acquire(this.#costOf(run), signal);
+      signal.throwIfAborted();
+      await this.#fromAnySource(run, flights, writes);
+    } catch (error) {
+      // Whoever asks after a failure tries again.
+      this.#leave(run, run.first + writes.length);
+      for (const flight of flights.slice(writes.length)) flight.reject(error);
+    } finally {
+      // Until it is on disk a span stays in flight, so that nobody fetches it again.
+      await Promise.all(writes);
+      this.#leave(run, run.first);
+      this.#orphans.delete(run);
+      release();
+    }
+  }
+
+  #costOf(run: Run): number {
+    let bytes = 0;
+    for (let span = run.first; span <= run.last; span++) bytes += this.#lengthOf(span);
+    const from = this.#head.spans[run.first]?.checkpoint.compressedOffset ?? 0;
+    return bytes + (this.#head.spans[run.last]?.compressedEnd ?? from) - from;
+  }
+
+  async #fromAnySource(run: Run, flights: SpanInFlight[], writes: Promise<void>[]): Promise<void> {
+    let failure: unknown = new ClipError("CORRUPT_LAYER", "the layer has no source");
+    let next = run.first;
+    let candidates = this.#sources;
+    // A source that sent wrong bytes is asked once more: they may have been damaged on the way.
+    for (let round = 0; round < 2 && candidates.length > 0; round++) {
+      const again: SpanSource[] = [];
+      for (const source of candidates) {
+        const counts = sourceCounters(this.#counters, source.name);
+        counts.fetches++;
+        try {
+          for await (const bytes of this.#verifiedSpans(source, next, run)) {
+            counts.spans++;
+            counts.bytes += bytes.length;
+            flights[next - run.first]?.resolve(bytes);
+            writes.push(this.#keep(next, bytes));
+            next++;
+          }
+          return;
+        } catch (error) {
+          if (run.controller.signal.aborted) throw error;
+          failure = error;
+          const corrupt = isClipError(error, "CORRUPT_LAYER") || isClipError(error, "CORRUPT_GZIP");
+          if (corrupt) again.push(source);
+          if (corrupt) counts.corrupt++;
+          else counts.errors++;
+          this.#log.warn(
+            {
+              source: source.name,
+              layer: this.#head.layerDigest,
+              span: next,
+              error: describeError(error),
+            },
+            "a span could not be fetched",
+          );
+        }
+      }
+      candidates = again;
+    }
+    throw failure;
+  }
+
+  /** The spans from `first` to the end of the run, as they arrive, each checked. */
+  async *#verifiedSpans(source: SpanSource, first: number, run: Run): AsyncGenerator<Buffer> {
+    const { spans } = this.#head;
+    const last = spans[run.last];
+    const start = spans[first]?.checkpoint.uncompressedOffset ?? 0;
+    const end = last === undefined ? start : last.checkpoint.uncompressedOffset + last.length;
+    let at = first;
+    let pieces: Buffer[] = [];
+    let gathered = 0;
+    for await (let piece of source.stream(start, end, run.controller.signal)) {
+      for (;;) {
+        const span = spans[at];
+        if (at > run.last || span === undefined) break;
+        const part = piece.subarray(0, span.length - gathered);
+        piece = piece.subarray(part.length);
+        pieces.push(part);
+        gathered += part.length;
+        if (gathered < span.length) break;
+        const bytes = pieces.length === 1 ? part : Buffer.concat(pieces);
+        if (`sha256:${hash("sha256", bytes)}` !== span.digest) throw wrongSpan(source, at);
+        yield bytes;
+        at++;
+        pieces = [];
+        gathered = 0;
+        if (piece.length === 0) break;
+      }
+    }
+    if (at <= run.last) throw wrongSpan(source, at);
+  }
+
+  async #keep(span: number, bytes: Buffer): Promise<void> {
+    try {
+      await this.#file.write(span, bytes);
+    } catch (error) {
+      this.#counters.writeErrors++;
+      this.#log.warn(
+        { layer: this.#head.layerDigest, span, error: describeError(error) },
+        "a span could not be kept on disk",
+      );
+    }
+  }
+}
+
+function wrongSpan(source: SpanSource, span: number): ClipError {
+  return new ClipError("CORRUPT_LAYER", `${source.name} gave wrong bytes for span ${span}`, {
+    hint: "The layer in the registry or its index is damaged, or something on the way is.",
+  });
+}

@@ -1,0 +1,59 @@
+/** Where the spans of a layer can come from, and how a layer is divided into them. */
+import { createHash } from "node:crypto";
+import { digestBytes, digestFromBytes } from "../base/digest.ts";
+import { ClipError } from "../base/errors.ts";
+import type { SpanTable } from "../cache/span-map.ts";
+import type { LayerHead } from "../index/model.ts";
+
+/** A place that spans can be fetched from. What comes from it is not trusted. */
+export interface SpanSource {
+  /** For counters and the log: `registry`, … */
+  readonly name: string;
+  /**
+   * The uncompressed bytes from `start` to `end` (exclusive) of the layer, in order, in pieces of any
+   * size. Both are span boundaries.
+   * @throws ClipError when they cannot be had
+   */
+  stream(start: number, end: number, signal: AbortSignal): AsyncIterable<Buffer>;
+}
+
+/**
+ * The division of a layer into spans, in memory that threads share. An empty layer has no spans.
+ * @throws ClipError CORRUPT_INDEX when the spans do not follow each other from 0 to the end
+ */
+export function spanTableOf(head: LayerHead): SpanTable {
+  const spans = head.uncompressedSize === 0 ? [] : head.spans;
+  const bytes = new SharedArrayBuffer((spans.length + 1) * Float64Array.BYTES_PER_ELEMENT);
+  const starts = new Float64Array(bytes);
+  const hash = createHash("sha256").update(digestBytes(head.diffId));
+  let end = 0;
+  for (const [at, span] of spans.entries()) {
+    if (span.checkpoint.uncompressedOffset !== end || span.length <= 0) throw gap(head, at);
+    starts[at] = end;
+    end += span.length;
+    hash.update(digestBytes(span.digest));
+  }
+  if (end !== head.uncompressedSize) throw gap(head, spans.length);
+  starts[spans.length] = end;
+  hash.update(new Uint8Array(bytes.slice(0)));
+  return { starts, digest: digestFromBytes(hash.digest()) };
+}
+
+/** The span that holds the byte at `offset`: the last one that starts at or before it. */
+export function spanAt(starts: Float64Array, offset: number): number {
+  let low = 0;
+  let high = starts.length - 2;
+  while (low < high) {
+    const middle = (low + high + 1) >>> 1;
+    if ((starts[middle] ?? 0) <= offset) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}
+
+function gap(head: LayerHead, span: number): ClipError {
+  return new ClipError(
+    "CORRUPT_INDEX",
+    `the spans of ${head.layerDigest} do not follow each other at span ${span}`,
+  );
+}
