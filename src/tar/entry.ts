@@ -13,7 +13,10 @@ export interface Xattr {
 export interface Extent {
   /** Where the run begins in the file, in bytes. */
   fileOffset: number;
-  /** Where the run begins in the (uncompressed) archive, in bytes; a multiple of 512. */
+  /**
+   * Where the run begins in the (uncompressed) archive, in bytes. A multiple of 512 but in sparse
+   * files whose runs do not have whole blocks, since the runs follow each other without padding.
+   */
   archiveOffset: number;
   /** Its length in bytes. */
   length: number;
