@@ -33,12 +33,7 @@ test("faults that pass are worth another try, others are not", () => {
 
 // The memory cache stands for all others in the tests of what wraps them: it must be honest.
 const shared = new MemoryCache();
-contentCacheSuite(
-  "memory",
-  () => {
-    const cache = new MemoryCache();
-    Object.defineProperty(cache, "objects", { value: shared.objects });
-    return Promise.resolve(cache);
-  },
-  { chunkBytes: 262_144, largeBytes: 4_000_000 },
-);
+contentCacheSuite("memory", () => Promise.resolve(new MemoryCache("memory", shared.objects)), {
+  chunkBytes: 262_144,
+  largeBytes: 4_000_000,
+});

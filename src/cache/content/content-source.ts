@@ -1,7 +1,7 @@
 /** Where the bytes of an object come from when it is stored. */
-import { abortable } from "../../base/concurrency.ts";
 import { ClipError } from "../../base/errors.ts";
 import type { RangeSource } from "../../base/range.ts";
+import { orAborted } from "./operations.ts";
 
 /**
  * Bytes to store. They can be streamed more than once, since a chain stores into several caches.
@@ -87,7 +87,7 @@ async function* untilAborted<Item>(
   let ended = false;
   try {
     for (;;) {
-      const next = await abortable(iterator.next(), signal);
+      const next = await orAborted(iterator.next(), signal);
       if (next.done === true) {
         ended = true;
         return;

@@ -17,10 +17,23 @@ export async function withDeadline<Value>(
       abort(new ClipError("TIMEOUT", `${what}: no answer within ${limitMs} ms`));
     }, limitMs);
     try {
-      return await rejectedBy(signal, work(signal));
+      return await orAborted(work(signal), signal);
     } finally {
       clearTimeout(timer);
     }
+  });
+}
+
+/**
+ * The outcome of `promise`, but no longer than `signal` allows; the promise itself goes on.
+ * @throws ClipError ABORTED, or the signal's reason where that is a ClipError.
+ */
+export function orAborted<Value>(promise: Promise<Value>, signal: AbortSignal): Promise<Value> {
+  return new Promise((resolve, reject) => {
+    const onAbort = () => reject(asReason(signal.reason));
+    if (signal.aborted) onAbort();
+    signal.addEventListener("abort", onAbort, { once: true });
+    void promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
   });
 }
 
@@ -116,14 +129,6 @@ async function withLinkedSignal<Value>(
   } finally {
     for (const { signal, listener } of links) signal.removeEventListener("abort", listener);
   }
-}
-
-function rejectedBy<Value>(signal: AbortSignal, promise: Promise<Value>): Promise<Value> {
-  return new Promise((resolve, reject) => {
-    const onAbort = () => reject(asReason(signal.reason));
-    signal.addEventListener("abort", onAbort, { once: true });
-    void promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
-  });
 }
 
 function asReason(reason: unknown): ClipError {

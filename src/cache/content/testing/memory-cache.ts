@@ -19,15 +19,17 @@ import { Operations, withDeadline } from "../operations.ts";
 /** An honest cache, as long as {@link before} does nothing. */
 export class MemoryCache implements ContentCache {
   readonly name: string;
-  readonly objects = new Map<ContentKey, Buffer>();
+  /** What it holds; clients that share the map are clients of one cache. */
+  readonly objects: Map<ContentKey, Buffer>;
   /** Names of the operations that were begun. */
   readonly calls: string[] = [];
   /** Runs at the start of each operation: throw to fail, wait to be slow. */
   before: (operation: string, signal: AbortSignal) => Promise<void> = () => Promise.resolve();
   readonly #operations: Operations;
 
-  constructor(name = "memory") {
+  constructor(name = "memory", objects = new Map<ContentKey, Buffer>()) {
     this.name = name;
+    this.objects = objects;
     this.#operations = new Operations(name);
   }
 
