@@ -59,21 +59,24 @@ export async function createSnapshotterServer(
     implementation(snapshotter, handlers),
   );
   let socket: PrivateSocket | undefined;
+  let closing: Promise<void> | undefined;
   return {
     layersInUse: () => snapshotter.layersInUse(),
     async listen(path) {
       socket = await PrivateSocket.bind(path, (temporary) => bind(server, temporary));
     },
-    async close() {
-      await socket?.close();
-      await shutDown(server, options.closeDeadlineMs ?? 10_000, () => {
-        snapshotter.abandonRemote();
-        handlers.abort();
-      });
-      await handlers.idle();
-      await snapshotter.close();
-    },
+    close: () => (closing ??= close()),
   };
+
+  async function close(): Promise<void> {
+    await socket?.close();
+    await shutDown(server, options.closeDeadlineMs ?? 10_000, () => {
+      snapshotter.abandonRemote();
+      handlers.abort();
+    });
+    await handlers.idle();
+    await snapshotter.close();
+  }
 }
 
 function implementation(

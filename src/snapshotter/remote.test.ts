@@ -1,0 +1,331 @@
+import assert from "node:assert/strict";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, test, type TestContext } from "node:test";
+import type { ResolvedImage, ResolveRequest } from "../containerd/resolved-image.ts";
+import { chainIds, digestOf } from "../base/digest.ts";
+import { ClipError, isClipError } from "../base/errors.ts";
+import type { LayerTarget } from "../layer/target.ts";
+import { silentLog } from "../telemetry/log.ts";
+import type { LayerResolver, RemoteLayers } from "./remote-layers.ts";
+import type { FallbackReason } from "./remote.ts";
+import { refLabel, remoteLabel, type Snapshot } from "./snapshot.ts";
+import { Snapshotter } from "./snapshotter.ts";
+
+const directory = mkdtempSync(join(tmpdir(), "clip-remote-"));
+after(() => rmSync(directory, { recursive: true, force: true }));
+
+/** Layers that exist at once, unless a test says otherwise. */
+class FakeLayers implements RemoteLayers {
+  readonly calls: string[] = [];
+  readonly path: string;
+  ensureHook: (target: LayerTarget, signal: AbortSignal) => Promise<void> = () => Promise.resolve();
+  mountHook: () => void = () => {};
+  opaque = new Set<number>();
+
+  constructor(path: string) {
+    this.path = path;
+  }
+
+  prefetch(target: LayerTarget): void {
+    this.calls.push(`prefetch ${numberOf(target)}`);
+  }
+
+  async ensure(target: LayerTarget, signal: AbortSignal): Promise<number> {
+    this.calls.push(`ensure ${numberOf(target)}`);
+    await this.ensureHook(target, signal);
+    return numberOf(target);
+  }
+
+  mount(layer: number): Promise<{ path: string; opaqueRoot: boolean }> {
+    this.mountHook();
+    return Promise.resolve({ path: join(this.path), opaqueRoot: this.opaque.has(layer) });
+  }
+
+  usage(layer: number): Promise<{ bytes: number; inodes: number }> {
+    return Promise.resolve({ bytes: layer * 512, inodes: layer });
+  }
+
+  release(layer: number): void {
+    this.calls.push(`release ${layer}`);
+  }
+}
+
+function numberOf(target: LayerTarget): number {
+  return target.compressedSize;
+}
+
+const diffIds = [1, 2, 3].map((at) => digestOf(Buffer.from(`layer ${at}`)));
+const [base, middle, top] = chainIds(diffIds);
+assert.ok(base !== undefined && middle !== undefined && top !== undefined);
+
+/** An image of three layers, numbered 1 to 3. */
+function image(position: number): ResolvedImage {
+  const layers = diffIds.map((diffId, at) => ({
+    layerDigest: diffId,
+    diffId,
+    compressedSize: at + 1,
+    mediaType: "application/vnd.oci.image.layer.v1.tar+gzip",
+    manifestDigest: digestOf(Buffer.from("manifest")),
+    repositories: [],
+  }));
+  return { layers, chainIds: chainIds(diffIds), position, contentIsLocal: false };
+}
+
+/** Knows one image, unless a test says otherwise. */
+class FakeResolver implements LayerResolver {
+  readonly requests: ResolveRequest[] = [];
+  answer: (found: ResolvedImage) => ResolvedImage | undefined = (found) => found;
+
+  async resolve(request: ResolveRequest): Promise<ResolvedImage | undefined> {
+    this.requests.push(request);
+    await new Promise(setImmediate);
+    return this.answer(image(chainIds(diffIds).indexOf(request.chainId)));
+  }
+}
+
+let roots = 0;
+
+async function start(context: TestContext, root = join(directory, String(roots++))) {
+  const layers = new FakeLayers(directory);
+  const fallbacks: FallbackReason[] = [];
+  const resolver = new FakeResolver();
+  const snapshotter = await Snapshotter.open({
+    root,
+    log: silentLog,
+    remote: { layers, resolver },
+    onFallback: (reason) => fallbacks.push(reason),
+  });
+  context.after(() => snapshotter.close());
+  let keys = 0;
+  /** A Prepare as containerd makes it: the name of the remote snapshot, or the mount to unpack to. */
+  const prepare = async (ref: string, parent: string, signal = new AbortController().signal) => {
+    const key = `k8s.io/${++keys}/extract-${keys} ${ref}`;
+    const labels = new Map([
+      [refLabel, ref],
+      ["containerd.io/snapshot/cri.image-ref", "r.io/app:1"],
+    ]);
+    try {
+      const request = { key, parent, labels, namespace: undefined };
+      return { key, mount: await snapshotter.prepare(request, signal) };
+    } catch (error) {
+      if (!isClipError(error, "SNAPSHOT_EXISTS")) throw error;
+      return { found: lookUp(snapshotter, ref, parent) };
+    }
+  };
+  return { snapshotter, layers, resolver, fallbacks, prepare, root };
+}
+
+/** What containerd does when it is told that the snapshot exists. */
+function lookUp(snapshotter: Snapshotter, ref: string, parent: string): Snapshot {
+  const filter = `labels."${refLabel}"==${ref},parent=="${parent}"`;
+  const found = snapshotter.list([filter]);
+  assert.equal(found.length, 1);
+  const [snapshot] = found;
+  assert.ok(snapshot !== undefined);
+  assert.equal(snapshot.kind, "committed");
+  assert.equal(snapshot.parent, parent);
+  assert.equal(snapshot.labels.get(refLabel), ref);
+  return snapshot;
+}
+
+async function pull(prepare: Awaited<ReturnType<typeof start>>["prepare"]): Promise<Snapshot[]> {
+  const snapshots: Snapshot[] = [];
+  for (const ref of chainIds(diffIds)) {
+    const { found } = await prepare(ref, snapshots.at(-1)?.name ?? "");
+    assert.ok(found !== undefined);
+    snapshots.push(found);
+  }
+  return snapshots;
+}
+
+test("a pull finds committed snapshots and no active ones, and prefetches all layers once", async (context) => {
+  const { prepare, layers, resolver, snapshotter, fallbacks } = await start(context);
+  const snapshots = await pull(prepare);
+  assert.deepEqual(snapshotter.list([]), snapshots);
+  assert.ok(snapshots.every(({ labels }) => labels.has(remoteLabel)));
+  assert.deepEqual(layers.calls, [
+    "prefetch 1",
+    "prefetch 2",
+    "prefetch 3",
+    "ensure 1",
+    "ensure 2",
+    "ensure 3",
+  ]);
+  assert.deepEqual(fallbacks, []);
+  assert.equal(resolver.requests[0]?.namespace, "k8s.io");
+  assert.equal(
+    resolver.requests[0]?.labels.get("containerd.io/snapshot/cri.image-ref"),
+    "r.io/app:1",
+  );
+});
+
+test("a second pull is answered from the table alone", async (context) => {
+  const { prepare, layers, resolver } = await start(context);
+  const first = await pull(prepare);
+  const asked = resolver.requests.length;
+  const called = layers.calls.length;
+  assert.deepEqual(await pull(prepare), first);
+  assert.equal(resolver.requests.length, asked);
+  assert.equal(layers.calls.length, called);
+});
+
+test("concurrent calls for the same parent and ref make one snapshot", async (context) => {
+  const { prepare, layers, snapshotter } = await start(context);
+  const gate = Promise.withResolvers<void>();
+  layers.ensureHook = () => gate.promise;
+  const calls = Array.from({ length: 8 }, () => prepare(base, ""));
+  await new Promise(setImmediate);
+  gate.resolve();
+  const names = new Set((await Promise.all(calls)).map(({ found }) => found?.name));
+  assert.equal(names.size, 1);
+  assert.equal(snapshotter.list([]).length, 1);
+  assert.equal(layers.calls.filter((call) => call === "ensure 1").length, 1);
+});
+
+test("whatever goes wrong with the layer, containerd can unpack it", async (context) => {
+  const unavailable = new ClipError("REGISTRY_UNAVAILABLE", "no");
+  const { prepare, layers, resolver, fallbacks, snapshotter } = await start(context);
+  const fallsBack = async (ref: string, reason: FallbackReason) => {
+    const { mount, key } = await prepare(ref, "");
+    assert.equal(mount?.type, "bind");
+    assert.equal(fallbacks.at(-1), reason);
+    assert.equal(snapshotter.stat(key ?? "").kind, "active");
+  };
+  layers.ensureHook = () => Promise.reject(unavailable);
+  await fallsBack(base, "registry_unavailable");
+  layers.ensureHook = () => Promise.reject(new TypeError("a defect"));
+  await fallsBack(base, "defect");
+  layers.ensureHook = () => Promise.resolve();
+  layers.mountHook = () => {
+    throw new ClipError("SYSTEM_CALL", "mount failed");
+  };
+  await fallsBack(base, "system_call");
+  assert.ok(layers.calls.includes("release 1"), "a layer that nothing refers to is given back");
+  resolver.answer = () => undefined;
+  await fallsBack(base, "image_unknown");
+  resolver.answer = (found) => ({ ...found, contentIsLocal: true });
+  await fallsBack(base, "content_local");
+  resolver.answer = () => {
+    throw new ClipError("CONTAINERD_UNAVAILABLE", "no");
+  };
+  await fallsBack(base, "containerd_unavailable");
+  await fallsBack("not a digest", "ref_not_a_digest");
+  assert.equal(fallbacks.length, 7);
+});
+
+test("a layer on top of an unpacked one is unpacked too", async (context) => {
+  const { prepare, layers, fallbacks, snapshotter } = await start(context);
+  layers.ensureHook = () => Promise.reject(new ClipError("REGISTRY_UNAVAILABLE", "no"));
+  const { key } = await prepare(base, "");
+  snapshotter.commit({ key: key ?? "", name: "unpacked", labels: new Map(), parent: "" });
+  layers.ensureHook = () => Promise.resolve();
+  const { mount } = await prepare(middle, "unpacked");
+  assert.equal(mount?.type, "overlay");
+  assert.deepEqual(fallbacks, ["registry_unavailable", "parent_not_lazy"]);
+});
+
+test("a layer that has to be unpacked lies on top of lazy ones", async (context) => {
+  const { prepare, layers, snapshotter } = await start(context);
+  const { found } = await prepare(base, "");
+  layers.ensureHook = () => Promise.reject(new ClipError("CORRUPT_LAYER", "no"));
+  const { key, mount } = await prepare(middle, found?.name ?? "");
+  assert.ok(mount?.options.includes(`lowerdir=${directory}`));
+  assert.deepEqual(await snapshotter.mounts(key ?? ""), mount);
+});
+
+test("when the last caller leaves, the work is given up, and nothing is prepared", async (context) => {
+  const { prepare, layers, snapshotter, fallbacks } = await start(context);
+  const given = Promise.withResolvers<void>();
+  layers.ensureHook = (_, signal) =>
+    new Promise((_, reject) => {
+      signal.addEventListener("abort", () => {
+        given.resolve();
+        reject(new Error("given up"));
+      });
+    });
+  const [one, two] = [new AbortController(), new AbortController()];
+  const calls = [prepare(base, "", one.signal), prepare(base, "", two.signal)];
+  const outcomes = Promise.allSettled(calls);
+  one.abort();
+  await new Promise(setImmediate);
+  two.abort();
+  await given.promise;
+  for (const outcome of await outcomes) {
+    assert.ok(outcome.status === "rejected" && isClipError(outcome.reason, "ABORTED"));
+  }
+  assert.deepEqual(snapshotter.list([]), []);
+  assert.deepEqual(fallbacks, []);
+});
+
+test("one caller's leaving is nothing to the other", async (context) => {
+  const { prepare, layers } = await start(context);
+  const gate = Promise.withResolvers<void>();
+  layers.ensureHook = () => gate.promise;
+  const leaving = new AbortController();
+  const gone = assert.rejects(prepare(base, "", leaving.signal));
+  const staying = prepare(base, "");
+  leaving.abort();
+  await gone;
+  gate.resolve();
+  assert.ok((await staying).found !== undefined);
+});
+
+test("a crash between layer and snapshot leaves nothing that stands in the way", async (context) => {
+  const root = join(directory, "crash");
+  const before = await start(context, root);
+  const { found } = await before.prepare(base, "");
+  const ready = Promise.withResolvers<void>();
+  before.layers.ensureHook = () => {
+    ready.resolve();
+    return new Promise(() => {});
+  };
+  const lost = new AbortController();
+  const call = assert.rejects(before.prepare(middle, found?.name ?? "", lost.signal));
+  await ready.promise;
+  const again = await start(context, root);
+  assert.deepEqual(again.snapshotter.layersInUse(), [1]);
+  const next = await again.prepare(middle, found?.name ?? "");
+  assert.equal(next.found?.layer, 2);
+  assert.deepEqual((await again.prepare(base, "")).found, found);
+  lost.abort();
+  await call;
+});
+
+test("a layer is released when its last snapshot goes, and only then", async (context) => {
+  const { prepare, layers, snapshotter } = await start(context);
+  const snapshots = await pull(prepare);
+  const upper = await prepare(base, snapshots[2]?.name ?? "");
+  assert.equal(upper.found?.layer, 1, "the same layer once more, elsewhere in the stack");
+  layers.calls.length = 0;
+  for (const { name } of [upper.found, ...snapshots.toReversed()]) snapshotter.remove(name);
+  assert.deepEqual(layers.calls, ["release 3", "release 2", "release 1"]);
+});
+
+test("a layer is not released while another snapshot is being made of it", async (context) => {
+  const { prepare, layers, snapshotter } = await start(context);
+  const first = await prepare(base, "");
+  const other = await prepare(top, "");
+  layers.calls.length = 0;
+  layers.mountHook = () => {
+    layers.mountHook = () => {};
+    snapshotter.remove(first.found?.name ?? "");
+  };
+  const second = await prepare(base, other.found?.name ?? "");
+  assert.ok(!layers.calls.includes("release 1"));
+  snapshotter.remove(second.found?.name ?? "");
+  assert.ok(layers.calls.includes("release 1"));
+});
+
+test("a remote snapshot's usage is that of its layer, and its content that of the mount", async (context) => {
+  const { prepare, layers, snapshotter } = await start(context);
+  const [lowest, second] = await pull(prepare);
+  assert.ok(lowest !== undefined && second !== undefined);
+  assert.deepEqual(await snapshotter.usage(second.name), { bytes: 1024, inodes: 2 });
+  layers.opaque.add(2);
+  const request = { key: "v", parent: second.name, labels: new Map(), namespace: undefined };
+  const mount = await snapshotter.view(request, new AbortController().signal);
+  assert.deepEqual(mount, { type: "bind", source: directory, options: ["ro", "rbind"] });
+  assert.deepEqual(await snapshotter.usage("v"), { bytes: 0, inodes: 0 });
+});
