@@ -1,6 +1,7 @@
 /** Answers READDIR and READDIRPLUS. */
 import { constants } from "node:os";
-import { blobName, nodeIdOf, treeName } from "./layer.ts";
+import { blobName, nodeIdOf, treeName, type Node } from "./layer.ts";
+import type { ErofsReader } from "../erofs/reader.ts";
 import {
   findNode,
   rootEntryAttributes,
@@ -14,6 +15,16 @@ import { fail, reply, type Call, type Outcome } from "./outcome.ts";
 import * as protocol from "./protocol.ts";
 
 const { errno } = constants;
+
+/** DT_* of readdir(3). */
+const direntTypes = {
+  fifo: 1,
+  char: 2,
+  directory: 4,
+  block: 6,
+  file: 8,
+  symlink: 10,
+} as const;
 
 /** One entry as it goes into the reply; without attributes for `.` and `..`. */
 interface Listed extends protocol.DirectoryEntry {
@@ -58,16 +69,18 @@ function list(call: Call, first: number): Iterable<Listed> | number {
   if (found === undefined) return errno.ESTALE;
   const { tree, node } = found;
   if (tree === undefined) return errno.ENOTDIR;
-  return listTree();
+  return listTree(tree, node, first);
+}
 
-  function* listTree(): Iterable<Listed> {
-    let next = first;
-    if (tree === undefined) return;
-    for (const { name, nid, type } of tree.entries(node.inode, first)) {
-      next++;
-      const attributes = isDots(name) ? undefined : () => treeAttributes(node.layer, tree, nid);
-      yield { name, type, next, inode: nodeIdOf(node.layer, nid), attributes };
-    }
+function* listTree(tree: ErofsReader, node: Node, first: number): Iterable<Listed> {
+  for (const { name, nid, type, cookie } of tree.readdir(node.inode, first)) {
+    yield {
+      name,
+      inode: nodeIdOf(node.layer, nid),
+      type: direntTypes[type],
+      next: cookie,
+      attributes: isDots(name) ? undefined : () => treeAttributes(node.layer, tree, nid),
+    };
   }
 }
 
@@ -76,7 +89,7 @@ function list(call: Call, first: number): Iterable<Listed> | number {
  * tree of layer n, so that a listing goes on rightly when layers come and go.
  */
 function* listRoot(state: HandlerState, first: number): Iterable<Listed> {
-  const dots = { type: 4, inode: protocol.rootNodeId, attributes: undefined };
+  const dots = { type: direntTypes.directory, inode: protocol.rootNodeId, attributes: undefined };
   if (first < 1) yield { ...dots, name: Buffer.from("."), next: 1 };
   if (first < 2) yield { ...dots, name: Buffer.from(".."), next: 2 };
   for (const number of [...state.layers.keys()].sort((a, b) => a - b)) {
@@ -88,7 +101,7 @@ function* listRoot(state: HandlerState, first: number): Iterable<Listed> {
       const attributes = rootEntryAttributes(served, asTree);
       if (attributes === undefined) continue;
       const name = Buffer.from(asTree ? treeName(number) : blobName(number));
-      const type = asTree ? 4 : 8;
+      const type = asTree ? direntTypes.directory : direntTypes.file;
       yield { name, type, next, inode: attributes.nodeId, attributes: () => attributes };
     }
   }

@@ -1,8 +1,11 @@
 /** Requests and layers for tests. */
+import { digestOf } from "../base/digest.ts";
+import { ErofsReader } from "../erofs/reader.ts";
+import { buildErofsImage } from "../erofs/writer.ts";
+import type { TarEntry } from "../tar/entry.ts";
 import type { FuseLayer } from "./layer.ts";
 import type { HandlerState, ServedLayer } from "./nodes.ts";
 import { requestHeaderBytes } from "./protocol.ts";
-import type { LayerTree, TreeEntry, TreeInode } from "./tree.ts";
 
 /** A request of the kernel. */
 export function makeRequest(
@@ -84,64 +87,36 @@ export function patternAt(offset: number, length: number): Buffer {
 }
 
 /**
- * A small tree: a directory with nid 36 that holds the file `data` (nid 40: 512 bytes of the blob
- * from 1024 on, a hole of 512, 88 bytes from 4096 on), the symlink `link` (nid 41) and many names.
+ * A small tree over a blob of 10,000 bytes: the file `data` (512 bytes of the blob from 1024 on, a
+ * hole of 512, 88 bytes from 4096 on), the symlink `link`, and a hundred empty files.
  */
-export const smallTree: LayerTree = makeSmallTree();
-
-function makeSmallTree(): LayerTree {
-  const inode = (mode: number, size: number): TreeInode => ({
-    mode,
-    size,
-    links: 1,
+export function makeSmallTree(): ErofsReader {
+  const entry = (name: string, more: Partial<TarEntry>): TarEntry => ({
+    path: Buffer.from(name),
+    type: "file",
+    mode: 0o4755,
     uid: 70_000,
     gid: 3,
-    device: 0,
-    modifiedSeconds: -5,
-    modifiedNanoseconds: 123_456_789,
+    mtimeSeconds: -5,
+    mtimeNanoseconds: 123_456_789,
+    size: 0,
+    extents: [],
+    linkTarget: Buffer.alloc(0),
+    deviceMajor: 0,
+    deviceMinor: 0,
+    xattrs: [],
+    ...more,
   });
-  const inodes = new Map([
-    [36, inode(0o40755, 512)],
-    [40, inode(0o104755, 1112)],
-    [41, inode(0o120777, 6)],
-  ]);
-  const entries: TreeEntry[] = [
-    { name: Buffer.from("."), nid: 36, type: 4 },
-    { name: Buffer.from(".."), nid: 36, type: 4 },
-    { name: Buffer.from("data"), nid: 40, type: 8 },
-    { name: Buffer.from("link"), nid: 41, type: 10 },
-    ...Array.from({ length: 100 }, (_, at) => ({
-      name: Buffer.from(`name-${at}`),
-      nid: 40,
-      type: 8,
-    })),
+  const extents = [
+    { fileOffset: 0, archiveOffset: 1024, length: 512 },
+    { fileOffset: 1024, archiveOffset: 4096, length: 88 },
   ];
-  return {
-    rootNid: 36,
-    inode(nid) {
-      const found = inodes.get(nid);
-      if (found === undefined) throw new Error("there is no such inode");
-      return found;
-    },
-    lookup: (_nid, name) => entries.find((entry) => entry.name.equals(name))?.nid,
-    entries: (_nid, first) => entries.slice(first),
-    readlink: () => Buffer.from("target"),
-    xattrs: (nid) =>
-      nid === 40 ? [{ name: Buffer.from("user.a"), value: Buffer.from([0, 1, 255]) }] : [],
-    segments(_nid, offset, length) {
-      const runs = [
-        { fileOffset: 0, blobOffset: 1024, length: 512 },
-        { fileOffset: 512, blobOffset: undefined, length: 512 },
-        { fileOffset: 1024, blobOffset: 4096, length: 88 },
-      ];
-      return runs.flatMap((run) => {
-        const start = Math.max(offset, run.fileOffset);
-        const end = Math.min(offset + length, run.fileOffset + run.length);
-        if (start >= end) return [];
-        const blobOffset =
-          run.blobOffset === undefined ? undefined : run.blobOffset + start - run.fileOffset;
-        return [{ blobOffset, length: end - start }];
-      });
-    },
-  };
+  const xattrs = [{ name: Buffer.from("user.a"), value: Buffer.from([0, 1, 255]) }];
+  const entries = [
+    entry("data", { size: 1112, extents, xattrs }),
+    entry("link", { type: "symlink", mode: 0o777, linkTarget: Buffer.from("target") }),
+    ...Array.from({ length: 100 }, (_, at) => entry(`name-${at}`, {})),
+  ];
+  const diffId = digestOf(Buffer.alloc(0));
+  return new ErofsReader(buildErofsImage(entries, { blobSize: 10_000, diffId }).image);
 }

@@ -12,12 +12,16 @@ import { direntBytes, entryBytes, readBytesMax } from "./protocol.ts";
 
 const { errno } = constants;
 const out = Buffer.alloc(replyBytesMax);
-const tree = fixtures.smallTree;
+const tree = fixtures.makeSmallTree();
 const layerNumber = 3;
 const blob = nodeIdOf(layerNumber, 0);
-const directory = nodeIdOf(layerNumber, 36);
-const file = nodeIdOf(layerNumber, 40);
-const symlink = nodeIdOf(layerNumber, 41);
+const directory = nodeIdOf(layerNumber, tree.rootNid);
+const file = nodeNamed("data");
+const symlink = nodeNamed("link");
+
+function nodeNamed(name: string): number {
+  return nodeIdOf(layerNumber, tree.lookup(tree.rootNid, Buffer.from(name)) ?? 0);
+}
 
 function setUp(options: { present?: boolean; noOpen?: boolean } = {}): {
   state: HandlerState;
@@ -168,7 +172,7 @@ test("a file of a tree is read through its extents, holes are zeros", () => {
 test("symlinks and extended attributes are shown as they are", () => {
   const { state } = setUp();
   assert.deepEqual(ask(state, opcode.READLINK, symlink), Buffer.from("target"));
-  assert.equal(ask(state, opcode.READLINK, file), -errno.EINVAL);
+  assert.equal(ask(state, opcode.READLINK, blob), -errno.EINVAL);
   const get = (size: number, name: string): Buffer | number =>
     ask(state, opcode.GETXATTR, file, fixtures.xattrBody(size, name));
   assert.deepEqual(get(10, "user.a"), Buffer.from([0, 1, 255]));
@@ -199,7 +203,7 @@ function listDirectory(state: HandlerState, nodeId: number, plus: boolean, size:
 
 test("a directory is listed in pieces of any size without loss or repetition", () => {
   const { state } = setUp();
-  const expected = [...tree.entries(36, 0)].map(({ name }) => name.toString());
+  const expected = [...tree.readdir(tree.rootNid)].map(({ name }) => name.toString());
   for (const plus of [false, true]) {
     for (const size of [200, 1000, 4096, 65_536]) {
       assert.deepEqual(listDirectory(state, directory, plus, size), expected);
@@ -244,10 +248,16 @@ test("an interrupt names the request that it is about", () => {
   });
 });
 
+test("an extent behind the end of the blob is an I/O error, never a read", () => {
+  const layer = fixtures.makeLayer({ number: 3, size: 4096, spanBytes: 1000, present: false });
+  const state = fixtures.makeState([{ layer, tree }]);
+  assert.equal(ask(state, opcode.READ, file, fixtures.readBody(1024, 88)), -errno.EIO);
+});
+
 test("a damaged tree is an I/O error and is reported", () => {
   const { state } = setUp();
   const outcome = handle(
-    fixtures.makeRequest(opcode.GETATTR, nodeIdOf(layerNumber, 99)),
+    fixtures.makeRequest(opcode.GETATTR, nodeIdOf(layerNumber, 2 ** 31)),
     state,
     out,
   );

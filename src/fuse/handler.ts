@@ -4,6 +4,7 @@
  * kernel, and whatever bytes it gets, it answers and never throws.
  */
 import { constants } from "node:os";
+import { ClipError } from "../base/errors.ts";
 import { handleDirectory } from "./directory.ts";
 import { parseRootName, readIfPresent, type FuseLayer } from "./layer.ts";
 import {
@@ -15,20 +16,17 @@ import {
   rootValidity,
   treeAttributes,
   treeValidity,
+  type FoundNode,
   type HandlerState,
 } from "./nodes.ts";
 import { opcode } from "./opcodes.ts";
-import { fail, reply, type Call, type Outcome } from "./outcome.ts";
+import { fail, reply, type Call, type Outcome, type Segment } from "./outcome.ts";
 import * as protocol from "./protocol.ts";
-import type { LayerTree, Segment } from "./tree.ts";
 
 const { errno } = constants;
 
 /** O_ACCMODE of open(2). */
 const accessModeMask = 3;
-const typeMask = 0o170000;
-const typeRegular = 0o100000;
-const typeSymlink = 0o120000;
 
 const silent: Outcome = { kind: "silent" };
 
@@ -158,12 +156,8 @@ function getAttributes(call: Call): Outcome {
 function readLink(call: Call): Outcome {
   const found = findNode(call.state, call.nodeId);
   if (found === undefined) return fail(call, errno.ESTALE);
-  const { tree, node } = found;
-  if (tree === undefined || !hasType(tree, node.inode, typeSymlink)) {
-    return fail(call, errno.EINVAL);
-  }
-  const target = tree.readlink(node.inode);
-  if (target.length > 4096) return fail(call, errno.ENAMETOOLONG);
+  if (found.tree === undefined) return fail(call, errno.EINVAL);
+  const target = found.tree.readlink(found.node.inode);
   return reply(call, target.copy(call.out, protocol.replyHeaderBytes));
 }
 
@@ -186,16 +180,8 @@ function read(call: Call): Outcome {
   if (body === undefined || body.size > protocol.readBytesMax) return fail(call, errno.EIO);
   const found = findNode(state, call.nodeId);
   if (found === undefined) return fail(call, errno.ESTALE);
-  const { tree, node, served } = found;
-  if (tree !== undefined && !hasType(tree, node.inode, typeRegular)) {
-    return fail(call, errno.EISDIR);
-  }
-  const fileSize = tree ? tree.inode(node.inode).size : served.layer.size;
-  const length = Math.max(0, Math.min(body.size, fileSize - body.offset));
-  if (length === 0) return reply(call, 0);
-  const segments = tree
-    ? tree.segments(node.inode, body.offset, length)
-    : [{ blobOffset: body.offset, length }];
+  const { node, served } = found;
+  const segments = locate(found, body.offset, body.size);
   let at = protocol.replyHeaderBytes;
   for (const segment of segments) {
     const target = out.subarray(at, at + segment.length);
@@ -206,6 +192,21 @@ function read(call: Call): Outcome {
     at += segment.length;
   }
   return reply(call, at - protocol.replyHeaderBytes);
+}
+
+/** Where the bytes of a READ are; fewer than asked for at the end of the file. */
+function locate(found: FoundNode, offset: number, size: number): Segment[] {
+  const { tree, node, served } = found;
+  if (tree === undefined) {
+    const length = Math.min(size, served.layer.size - offset);
+    return length > 0 ? [{ blobOffset: offset, length }] : [];
+  }
+  const segments = tree.extents(node.inode, offset, size);
+  const isOutside = segments.some(
+    ({ blobOffset = 0, length }) => blobOffset + length > served.layer.size,
+  );
+  if (isOutside) throw new ClipError("CORRUPT_EROFS", "a file lies outside its layer blob");
+  return segments.map(({ blobOffset, length }) => ({ blobOffset, length }));
 }
 
 function readSegment(
@@ -242,10 +243,6 @@ function xattrs(call: Call): Outcome {
   if (body.size === 0) return reply(call, protocol.putXattrSize(out, answer.length));
   if (answer.length > body.size) return fail(call, errno.ERANGE);
   return reply(call, answer.copy(out, protocol.replyHeaderBytes));
-}
-
-function hasType(tree: LayerTree, nid: number, type: number): boolean {
-  return (tree.inode(nid).mode & typeMask) === type;
 }
 
 /** Bytes that are not a request: answered if it can be seen which request they claim to be. */

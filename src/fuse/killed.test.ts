@@ -1,17 +1,23 @@
 import assert from "node:assert/strict";
+import { constants } from "node:os";
 import { test } from "node:test";
-import { hasKillPending, isBeingKilled } from "./killed.ts";
+import { hasFatalSignalPending, isBeingKilled } from "./killed.ts";
 
-test("a pending SIGKILL is seen for the thread and for the process", () => {
-  const status = (thread: string, shared: string): string =>
-    `Name:\tcat\nThreads:\t1\nSigPnd:\t${thread}\nShdPnd:\t${shared}\nSigBlk:\t0000000000000100\n`;
-  const none = "0000000000000000";
-  const kill = "0000000000000100";
-  const others = "fffffffffffffeff";
-  assert.equal(hasKillPending(status(none, none)), false);
-  assert.equal(hasKillPending(status(others, others)), false);
-  assert.equal(hasKillPending(status(kill, none)), true);
-  assert.equal(hasKillPending(status(none, kill)), true);
+test("a pending signal that will end the process is seen", () => {
+  const bit = (signal: NodeJS.Signals): bigint => 1n << BigInt(constants.signals[signal] - 1);
+  const isSeen = (masks: Partial<Record<"SigPnd" | "ShdPnd" | "SigBlk" | "SigCgt", bigint>>) => {
+    const all = { SigPnd: 0n, ShdPnd: 0n, SigBlk: 0n, SigIgn: 0n, SigCgt: 0n, ...masks };
+    const lines = Object.entries(all).map(
+      ([name, mask]) => `${name}:\t${mask.toString(16).padStart(16, "0")}\n`,
+    );
+    return hasFatalSignalPending(`Name:\tcat\n${lines.join("")}CapInh:\t0000000000000000\n`);
+  };
+  assert.equal(isSeen({}), false);
+  assert.equal(isSeen({ SigPnd: bit("SIGKILL") }), true);
+  assert.equal(isSeen({ ShdPnd: bit("SIGTERM") }), true);
+  assert.equal(isSeen({ ShdPnd: bit("SIGTERM"), SigCgt: bit("SIGTERM") }), false);
+  assert.equal(isSeen({ ShdPnd: bit("SIGQUIT"), SigBlk: bit("SIGQUIT") }), false);
+  assert.equal(isSeen({ ShdPnd: bit("SIGCHLD") | bit("SIGWINCH") | bit("SIGTSTP") }), false);
 });
 
 test("this process is not being killed; one that cannot be seen counts as killed", async () => {

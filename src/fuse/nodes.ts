@@ -1,12 +1,12 @@
 /** The inodes that the session shows: its root, the blob of each layer, and the trees' own. */
+import type { ErofsReader } from "../erofs/reader.ts";
 import { nodeIdOf, nodeOf, type FuseLayer, type Node } from "./layer.ts";
 import { rootNodeId, type Attributes } from "./protocol.ts";
-import type { LayerTree } from "./tree.ts";
 
 /** A layer that a thread serves. */
 export interface ServedLayer {
   readonly layer: FuseLayer;
-  readonly tree: LayerTree | undefined;
+  readonly tree: ErofsReader | undefined;
 }
 
 /** What the answers depend on. */
@@ -33,14 +33,14 @@ const typeDirectory = 0o040000;
 const typeRegular = 0o100000;
 
 /** A node that exists. `tree` is set unless it is a blob. */
-interface Found {
+export interface FoundNode {
   served: ServedLayer;
   node: Node;
-  tree: LayerTree | undefined;
+  tree: ErofsReader | undefined;
 }
 
 /** What a nodeid other than the root's stands for; undefined once its layer is gone. */
-export function findNode(state: HandlerState, nodeId: number): Found | undefined {
+export function findNode(state: HandlerState, nodeId: number): FoundNode | undefined {
   const node = nodeOf(nodeId);
   const served = node === undefined ? undefined : state.layers.get(node.layer);
   if (node === undefined || served === undefined) return undefined;
@@ -49,8 +49,19 @@ export function findNode(state: HandlerState, nodeId: number): Found | undefined
 }
 
 /** Attributes of the inode `nid` of a tree. */
-export function treeAttributes(layer: number, tree: LayerTree, nid: number): Attributes {
-  return { nodeId: nodeIdOf(layer, nid), ...tree.inode(nid) };
+export function treeAttributes(layer: number, tree: ErofsReader, nid: number): Attributes {
+  const inode = tree.inode(nid);
+  return {
+    nodeId: nodeIdOf(layer, nid),
+    size: inode.size,
+    mode: inode.mode,
+    links: inode.nlink,
+    uid: inode.uid,
+    gid: inode.gid,
+    device: inode.device,
+    modifiedSeconds: inode.mtimeSeconds,
+    modifiedNanoseconds: inode.mtimeNanoseconds,
+  };
 }
 
 /** Attributes of a layer blob. */

@@ -1,7 +1,6 @@
 /** What comes of a request: its outcome, and the replies that several handlers write. */
 import type { HandlerState } from "./nodes.ts";
 import * as protocol from "./protocol.ts";
-import type { Segment } from "./tree.ts";
 
 /** What is to be done about a request. */
 export type Outcome =
@@ -15,6 +14,12 @@ export type Outcome =
   | { kind: "interrupt"; target: bigint; unique: bigint }
   /** Nobody waits for an answer. */
   | { kind: "silent" };
+
+/** A run of the bytes of a READ: where it is in the layer blob, or nowhere if it is a hole. */
+export interface Segment {
+  blobOffset: number | undefined;
+  length: number;
+}
 
 /** A READ whose bytes are not all present. */
 export interface HandedRead {

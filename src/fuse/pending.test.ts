@@ -3,9 +3,8 @@ import { constants } from "node:os";
 import { test } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import { silentLog } from "../telemetry/log.ts";
-import type { HandedRead } from "./outcome.ts";
+import type { HandedRead, Segment } from "./outcome.ts";
 import { PendingReads, type FuseReadRequest } from "./pending.ts";
-import type { Segment } from "./tree.ts";
 
 const { errno } = constants;
 

@@ -1,20 +1,26 @@
 /** The one FUSE mount of a node: its connection, its threads, and the reads that they hand over. */
-import { closeSync, openSync, writevSync } from "node:fs";
-import { mkdir, realpath, writeFile } from "node:fs/promises";
-import path from "node:path";
+import { closeSync, writevSync } from "node:fs";
+import { writeFile } from "node:fs/promises";
 import { ClipError, describeError } from "../base/errors.ts";
-import { MNT_DETACH, mount, MS_NODEV, MS_NOSUID, MS_RDONLY, unmount } from "../os/libc.ts";
+import { MNT_DETACH, unmount } from "../os/libc.ts";
 import { silentLog, type Log } from "../telemetry/log.ts";
+import {
+  abortConnection,
+  findConnection,
+  openConnection,
+  type FuseConnection,
+} from "./connection.ts";
 import { isConnectionOver, isForgotten } from "./device.ts";
 import { isBeingKilled } from "./killed.ts";
 import { checkLayer, type FuseLayer } from "./layer.ts";
 import type { ThreadMessage } from "./messages.ts";
-import { findMount, type MountEntry } from "./mount-table.ts";
+import type { MountEntry } from "./mount-table.ts";
 import { opcodeName } from "./opcodes.ts";
 import { PendingReads, type FuseReadRequest } from "./pending.ts";
-import { encodeResend, readBytesMax } from "./protocol.ts";
+import { encodeResend } from "./protocol.ts";
 import { FuseThreads } from "./threads.ts";
 
+export { openConnection, type FuseConnection } from "./connection.ts";
 export { blobName, layerNumberMax, treeName, type FuseLayer } from "./layer.ts";
 export type { FuseReadRequest } from "./pending.ts";
 
@@ -60,30 +66,16 @@ const writeBuffersMax = 512;
  */
 export async function openFuseSession(options: FuseSessionOptions): Promise<FuseSession> {
   for (const layer of options.layers ?? []) checkLayer(layer);
-  const { resume } = options;
-  const parent = path.dirname(options.mountpoint);
-  await mkdir(parent, { recursive: true });
-  // The last component is not resolved: it may be our own mount, which nobody serves yet.
-  const mountpoint = path.join(await realpath(parent), path.basename(options.mountpoint));
-  if (resume === undefined) await removeStaleMount(mountpoint);
-  const descriptor = resume?.descriptor ?? openDevice();
-  let session: FuseSession | undefined;
+  const { resume, mountpoint } = options;
+  const connection = await (resume === undefined
+    ? openConnection(mountpoint)
+    : findConnection(mountpoint, resume.descriptor));
+  const session = new FuseSession(options, connection);
   try {
-    if (resume === undefined) {
-      await mkdir(mountpoint, { recursive: true });
-      await mountSession(descriptor, mountpoint);
-    }
-    const entry = await findMount(mountpoint);
-    if (entry === undefined) {
-      throw new ClipError("SYSTEM_CALL", `nothing is mounted at ${mountpoint}`);
-    }
-    session = new FuseSession(options, descriptor, entry);
     await session.start();
     return session;
   } catch (error) {
-    if (resume !== undefined) await session?.detach();
-    else if (session === undefined) closeSync(descriptor);
-    else await session.close();
+    await (resume === undefined ? session.close() : session.detach());
     throw error;
   }
 }
@@ -102,10 +94,11 @@ export class FuseSession {
   #ended = false;
   #served = true;
 
-  constructor(options: FuseSessionOptions, descriptor: number, entry: MountEntry) {
+  constructor(options: FuseSessionOptions, connection: FuseConnection) {
+    const { descriptor, mount } = connection;
     this.#options = options;
     this.#descriptor = descriptor;
-    this.#mount = entry;
+    this.#mount = mount;
     this.#log = (options.log ?? silentLog).child({ part: "fuse" });
     this.#threads = new FuseThreads({
       descriptor,
@@ -230,21 +223,7 @@ export class FuseSession {
     }
     // A thread hangs in local I/O and may still write to the descriptor: it has to stay open.
     this.#log.error({}, "a FUSE thread does not end, the connection is aborted");
-    await this.#abort();
-  }
-
-  /** Ends the connection by force, through fusectl. */
-  async #abort(): Promise<void> {
-    const directory = "/sys/fs/fuse/connections";
-    const file = path.join(directory, String(this.#mount.minor), "abort");
-    try {
-      if ((await findMount(directory)) === undefined) {
-        await mount({ source: "none", target: directory, type: "fusectl", flags: 0, data: "" });
-      }
-      await writeFile(file, "1");
-    } catch (error) {
-      this.#log.error({ file, error: describeError(error) }, "the connection cannot be aborted");
-    }
+    await abortConnection(this.#mount, this.#log);
   }
 
   async #waitForInit(): Promise<void> {
@@ -310,43 +289,5 @@ export class FuseSession {
       if (isForgotten(error) || isConnectionOver(error)) return;
       this.#log.error({ error: describeError(error) }, "a reply could not be written");
     }
-  }
-}
-
-function openDevice(): number {
-  try {
-    return openSync("/dev/fuse", "r+");
-  } catch (error) {
-    throw new ClipError("SYSTEM_CALL", "/dev/fuse cannot be opened", {
-      hint: "Load the kernel module fuse, and run as root.",
-      cause: error,
-    });
-  }
-}
-
-async function mountSession(descriptor: number, mountpoint: string): Promise<void> {
-  const options = {
-    fd: descriptor,
-    rootmode: "40000",
-    user_id: 0,
-    group_id: 0,
-    max_read: readBytesMax,
-  };
-  const data = Object.entries(options).map(([key, value]) => `${key}=${value}`);
-  await mount({
-    source: "clip",
-    target: mountpoint,
-    type: "fuse.clip",
-    flags: MS_RDONLY | MS_NOSUID | MS_NODEV,
-    data: [...data, "allow_other", "default_permissions"].join(","),
-  });
-}
-
-/** Takes away what a process that died has left at the mountpoint. */
-async function removeStaleMount(mountpoint: string): Promise<void> {
-  for (let left = 16; left > 0; left--) {
-    const entry = await findMount(mountpoint);
-    if (entry?.type !== "fuse.clip") return;
-    await unmount(mountpoint, MNT_DETACH);
   }
 }

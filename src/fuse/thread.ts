@@ -5,6 +5,7 @@
 import { readSync, writeSync } from "node:fs";
 import { parentPort, receiveMessageOnPort, workerData } from "node:worker_threads";
 import { assert, describeError } from "../base/errors.ts";
+import { ErofsReader } from "../erofs/reader.ts";
 import { currentThreadId } from "../os/interrupt.ts";
 import { DataFiles } from "./data-files.ts";
 import { handle } from "./handler.ts";
@@ -127,7 +128,18 @@ function updateLayers(): void {
 }
 
 function addLayer(layer: FuseLayer): void {
-  layers.set(layer.number, { layer, tree: undefined });
+  layers.set(layer.number, { layer, tree: openTree(layer) });
+}
+
+/** The layer's tree; none if its image is damaged, which costs the layer, not the session. */
+function openTree(layer: FuseLayer): ErofsReader | undefined {
+  if (layer.tree === undefined) return undefined;
+  try {
+    return new ErofsReader(Buffer.from(layer.tree.image));
+  } catch (error) {
+    tell({ kind: "fault", opcode: 0, message: describeError(error) });
+    return undefined;
+  }
 }
 
 function tell(message: ThreadMessage): void {

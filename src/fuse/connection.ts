@@ -1,0 +1,108 @@
+/** The connection to the kernel: /dev/fuse and what is mounted on it. */
+import { closeSync, openSync } from "node:fs";
+import { mkdir, realpath, writeFile } from "node:fs/promises";
+import path from "node:path";
+import { ClipError, describeError } from "../base/errors.ts";
+import { MNT_DETACH, mount, MS_NODEV, MS_NOSUID, MS_RDONLY, unmount } from "../os/libc.ts";
+import type { Log } from "../telemetry/log.ts";
+import { findMount, type MountEntry } from "./mount-table.ts";
+import { readBytesMax } from "./protocol.ts";
+
+/** A mount and the descriptor through which it is served. */
+export interface FuseConnection {
+  /** /dev/fuse. The mount fails all access once the last copy of it is closed. */
+  descriptor: number;
+  mount: MountEntry;
+}
+
+/**
+ * Mounts an empty session, which nobody serves yet: whoever touches it waits. What a process that
+ * died has left at the mountpoint is taken away.
+ * @throws ClipError SYSTEM_CALL
+ */
+export async function openConnection(mountpoint: string): Promise<FuseConnection> {
+  await mkdir(path.dirname(mountpoint), { recursive: true });
+  const place = await resolveParent(mountpoint);
+  await removeStaleMounts(place);
+  await mkdir(place, { recursive: true });
+  const descriptor = openDevice();
+  try {
+    await mountOn(place, descriptor);
+    return await findConnection(place, descriptor);
+  } catch (error) {
+    closeSync(descriptor);
+    throw error;
+  }
+}
+
+/**
+ * What belongs to a descriptor that is mounted already. Does not touch the mount.
+ * @throws ClipError SYSTEM_CALL if nothing is mounted there
+ */
+export async function findConnection(
+  mountpoint: string,
+  descriptor: number,
+): Promise<FuseConnection> {
+  const place = await resolveParent(mountpoint);
+  const entry = await findMount(place);
+  if (entry?.type === fileSystemType) return { descriptor, mount: entry };
+  throw new ClipError("SYSTEM_CALL", `no FUSE session is mounted at ${place}`);
+}
+
+/** Ends a connection by force, through fusectl: whoever waits gets an error. */
+export async function abortConnection(entry: MountEntry, log: Log): Promise<void> {
+  const directory = "/sys/fs/fuse/connections";
+  const file = path.join(directory, String(entry.minor), "abort");
+  try {
+    if ((await findMount(directory)) === undefined) {
+      await mount({ source: "none", target: directory, type: "fusectl", flags: 0, data: "" });
+    }
+    await writeFile(file, "1");
+  } catch (error) {
+    log.error({ file, error: describeError(error) }, "the connection cannot be aborted");
+  }
+}
+
+const fileSystemType = "fuse.clip";
+
+/** The path without symlinks, but for its last component: that may be a mount nobody serves. */
+async function resolveParent(mountpoint: string): Promise<string> {
+  return path.join(await realpath(path.dirname(mountpoint)), path.basename(mountpoint));
+}
+
+function openDevice(): number {
+  try {
+    return openSync("/dev/fuse", "r+");
+  } catch (error) {
+    throw new ClipError("SYSTEM_CALL", "/dev/fuse cannot be opened", {
+      hint: "Load the kernel module fuse, and run as root.",
+      cause: error,
+    });
+  }
+}
+
+async function mountOn(mountpoint: string, descriptor: number): Promise<void> {
+  const options = {
+    fd: descriptor,
+    rootmode: "40000",
+    user_id: 0,
+    group_id: 0,
+    max_read: readBytesMax,
+  };
+  const data = Object.entries(options).map(([key, value]) => `${key}=${value}`);
+  await mount({
+    source: "clip",
+    target: mountpoint,
+    type: fileSystemType,
+    flags: MS_RDONLY | MS_NOSUID | MS_NODEV,
+    data: [...data, "allow_other", "default_permissions"].join(","),
+  });
+}
+
+async function removeStaleMounts(mountpoint: string): Promise<void> {
+  for (let left = 16; left > 0; left--) {
+    const entry = await findMount(mountpoint);
+    if (entry?.type !== fileSystemType) return;
+    await unmount(mountpoint, MNT_DETACH);
+  }
+}
