@@ -1,0 +1,114 @@
+/** The spans of a layer index and the windows of their checkpoints. */
+import { crc32 } from "node:zlib";
+import { digestBytes, digestFromBytes } from "../base/digest.ts";
+import { windowBytesMax } from "../gzip/checkpoint.ts";
+import { check, checkLimit } from "./failure.ts";
+import { decompress, packWindow } from "./compression.ts";
+import { narrow, spansCodec, type SpansMessage } from "./messages.ts";
+import type { LayerHead, Span } from "./model.ts";
+
+/** Where a window stands in the section of the windows, and how. */
+export interface StoredWindow {
+  offset: number;
+  length: number;
+  encoding: number;
+  checksum: number;
+}
+
+/** The encoded spans, and the section with their windows. */
+export function encodeSpans(
+  spans: readonly Span[],
+  windows: readonly Buffer[],
+): { spans: Buffer; windows: Buffer } {
+  const packed = windows.map((window) => packWindow(window));
+  let before = 0;
+  const compressedSteps = spans.map(({ checkpoint: { compressedOffset } }) => {
+    const step = compressedOffset - before;
+    before = compressedOffset;
+    return step;
+  });
+  const message: SpansMessage = {
+    compressedSteps,
+    bitOffsets: Buffer.from(spans.map(({ checkpoint }) => checkpoint.bitOffset)),
+    lengths: spans.map(({ length }) => length),
+    compressedLengths: spans.map(
+      ({ compressedEnd, checkpoint }) => compressedEnd - checkpoint.compressedOffset,
+    ),
+    digests: Buffer.concat(spans.map(({ digest }) => digestBytes(digest))),
+    windowStoredLengths: packed.map(({ bytes }) => bytes.length),
+    windowEncodings: Buffer.from(packed.map(({ encoding }) => encoding)),
+    windowChecksums: windows.map((window) => crc32(window)),
+  };
+  return {
+    spans: spansCodec.encode(message),
+    windows: Buffer.concat(packed.map(({ bytes }) => bytes)),
+  };
+}
+
+/**
+ * The spans of a layer of these sizes, which they cover without gaps, and where their windows are
+ * in a section of `windowBytes`.
+ * @throws ClipError CORRUPT_INDEX
+ */
+export function decodeSpans(
+  bytes: Buffer,
+  sizes: Pick<LayerHead, "compressedSize" | "uncompressedSize">,
+  windowBytes: number,
+): { spans: Span[]; windows: StoredWindow[] } {
+  const message = spansCodec.decode(bytes);
+  const count = message.lengths.length;
+  for (const column of [
+    message.compressedSteps,
+    message.bitOffsets,
+    message.compressedLengths,
+    message.windowStoredLengths,
+    message.windowEncodings,
+    message.windowChecksums,
+  ]) {
+    check(column.length === count, "the columns of the spans differ in length");
+  }
+  check(message.digests.length === count * 32, "there is not one digest for each span");
+  const spans: Span[] = [];
+  const windows: StoredWindow[] = [];
+  let compressedOffset = 0;
+  let uncompressedOffset = 0;
+  let windowOffset = 0;
+  for (let index = 0; index < count; index++) {
+    const length = narrow(message.lengths[index]);
+    const bitOffset = message.bitOffsets[index] ?? 8;
+    compressedOffset += narrow(message.compressedSteps[index]);
+    const compressedEnd = compressedOffset + narrow(message.compressedLengths[index]);
+    check(compressedEnd <= sizes.compressedSize, "a span ends beyond the compressed layer");
+    check(bitOffset < 8, "a bit offset is larger than 7");
+    spans.push({
+      checkpoint: { compressedOffset, bitOffset, uncompressedOffset },
+      length,
+      compressedEnd,
+      digest: digestFromBytes(message.digests.subarray(index * 32, (index + 1) * 32)),
+    });
+    uncompressedOffset += length;
+    check(uncompressedOffset <= sizes.uncompressedSize, "a span ends beyond the layer");
+    const stored = message.windowStoredLengths[index] ?? 0;
+    windows.push({
+      offset: windowOffset,
+      length: stored,
+      encoding: message.windowEncodings[index] ?? 0,
+      checksum: message.windowChecksums[index] ?? 0,
+    });
+    windowOffset += stored;
+  }
+  check(uncompressedOffset === sizes.uncompressedSize, "the spans do not cover the layer");
+  check(windowOffset === windowBytes, "the windows do not fill their section");
+  return { spans, windows };
+}
+
+/**
+ * The window that stands in the index as `bytes`.
+ * @throws ClipError CORRUPT_INDEX
+ */
+export function decodeWindow(bytes: Buffer, { encoding, checksum }: StoredWindow): Buffer {
+  checkLimit(bytes.length, windowBytesMax, "the length of a window");
+  const window = decompress(bytes, encoding, windowBytesMax);
+  check(crc32(window) === checksum, "a window does not match its checksum");
+  return window;
+}
