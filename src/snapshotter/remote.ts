@@ -4,10 +4,10 @@
  */
 import { isDigest } from "../base/digest.ts";
 import { ClipError, describeError, isClipError } from "../base/errors.ts";
+import { SharedWork } from "../layer/shared-work.ts";
 import type { Log } from "../telemetry/log.ts";
 import { PrefetchRecord } from "./prefetch-record.ts";
 import type { LayerResolver, RemoteLayers } from "./remote-layers.ts";
-import { SharedWork } from "./shared-work.ts";
 import { remoteLabel, type Labels } from "./snapshot.ts";
 import type { SnapshotStore } from "./store.ts";
 
@@ -72,7 +72,7 @@ export class RemoteHandshake {
       return { ready: false, reason: "parent_not_lazy" };
     }
     const key = JSON.stringify([parent, ref]);
-    return this.#work.run(key, signal, (shared) => this.#establish(request, shared));
+    return this.#work.run(key, (shared) => this.#establish(request, shared), signal);
   }
 
   /** To be told that a snapshot that referred to `layer` is gone. */
@@ -81,9 +81,9 @@ export class RemoteHandshake {
     this.#layers.release(layer);
   }
 
-  /** Gives up what is under way. */
-  close(): void {
-    this.#work.close();
+  /** Gives up what is under way, and waits for it to end. */
+  async close(): Promise<void> {
+    await this.#work.close();
   }
 
   async #establish(request: RemotePrepare, signal: AbortSignal): Promise<RemoteOutcome> {

@@ -70,10 +70,7 @@ export async function createSnapshotterServer(
 
   async function close(): Promise<void> {
     await socket?.close();
-    await shutDown(server, options.closeDeadlineMs ?? 10_000, () => {
-      snapshotter.abandonRemote();
-      handlers.abort();
-    });
+    await shutDown(server, options.closeDeadlineMs ?? 10_000, () => handlers.abort());
     await handlers.idle();
     await snapshotter.close();
   }

@@ -4,7 +4,7 @@
 export type Labels = ReadonlyMap<string, string>;
 
 /** A snapshot is being written, is a read-only look at a committed one, or is finished. */
-export type SnapshotKind = "active" | "view" | "committed";
+type SnapshotKind = "active" | "view" | "committed";
 
 /** What a snapshot takes up by itself, its parents apart. */
 export interface SnapshotUsage {

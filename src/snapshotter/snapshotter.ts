@@ -161,14 +161,9 @@ export class Snapshotter {
     await this.#directories.drain();
   }
 
-  /** Gives up what remote layers are waited for, so that open calls end. */
-  abandonRemote(): void {
-    this.#handshake?.close();
-  }
-
   /** Stops what runs in the background and closes the table. No call may be open any more. */
   async close(): Promise<void> {
-    this.abandonRemote();
+    await this.#handshake?.close();
     this.#meter.close();
     await this.#directories.close();
     this.#store.close();
