@@ -232,7 +232,7 @@ test("a layer that has to be unpacked lies on top of lazy ones", async (context)
   layers.ensureHook = () => Promise.reject(new ClipError("CORRUPT_LAYER", "no"));
   const { key, mount } = await prepare(middle, found?.name ?? "");
   assert.ok(mount?.options.includes(`lowerdir=${directory}`));
-  assert.deepEqual(await snapshotter.mounts(key ?? ""), mount);
+  assert.deepEqual(await snapshotter.mounts(key ?? "", new AbortController().signal), mount);
 });
 
 test("when the last caller leaves, the work is given up, and nothing is prepared", async (context) => {
@@ -322,10 +322,11 @@ test("a remote snapshot's usage is that of its layer, and its content that of th
   const { prepare, layers, snapshotter } = await start(context);
   const [lowest, second] = await pull(prepare);
   assert.ok(lowest !== undefined && second !== undefined);
-  assert.deepEqual(await snapshotter.usage(second.name), { bytes: 1024, inodes: 2 });
+  const { signal } = new AbortController();
+  assert.deepEqual(await snapshotter.usage(second.name, signal), { bytes: 1024, inodes: 2 });
   layers.opaque.add(2);
   const request = { key: "v", parent: second.name, labels: new Map(), namespace: undefined };
-  const mount = await snapshotter.view(request, new AbortController().signal);
+  const mount = await snapshotter.view(request, signal);
   assert.deepEqual(mount, { type: "bind", source: directory, options: ["ro", "rbind"] });
-  assert.deepEqual(await snapshotter.usage("v"), { bytes: 0, inodes: 0 });
+  assert.deepEqual(await snapshotter.usage("v", signal), { bytes: 0, inodes: 0 });
 });

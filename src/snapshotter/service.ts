@@ -92,8 +92,8 @@ function implementation(
     View: handlers.unary<PrepareMessage, MountsMessage>("View", async (message, context) =>
       mountsMessage(await snapshotter.view(prepareRequest(message, context), context.signal)),
     ),
-    Mounts: handlers.unary<KeyMessage, MountsMessage>("Mounts", async ({ key }) =>
-      mountsMessage(await snapshotter.mounts(key)),
+    Mounts: handlers.unary<KeyMessage, MountsMessage>("Mounts", async ({ key }, { signal }) =>
+      mountsMessage(await snapshotter.mounts(key, signal)),
     ),
     Commit: handlers.unary<CommitMessage, object>("Commit", ({ key, name, parent, labels }) => {
       snapshotter.commit({ key, name, parent, labels: labelsOf(labels) });
@@ -121,12 +121,12 @@ function implementation(
         yield { info: snapshots.slice(at, at + listChunk).map(infoMessage) };
       }
     }),
-    Usage: handlers.unary<KeyMessage, UsageMessage>("Usage", async ({ key }) => {
-      const { bytes, inodes } = await snapshotter.usage(key);
+    Usage: handlers.unary<KeyMessage, UsageMessage>("Usage", async ({ key }, { signal }) => {
+      const { bytes, inodes } = await snapshotter.usage(key, signal);
       return { size: bytes, inodes };
     }),
-    Cleanup: handlers.unary<object, object>("Cleanup", async () => {
-      await snapshotter.cleanup();
+    Cleanup: handlers.unary<object, object>("Cleanup", async (_, { signal }) => {
+      await snapshotter.cleanup(signal);
       return {};
     }),
   };

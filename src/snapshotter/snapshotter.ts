@@ -1,5 +1,6 @@
 /** The snapshots of one clip: what containerd's Snapshots service offers, without the gRPC. */
 import { join } from "node:path";
+import { abortable } from "../base/concurrency.ts";
 import { ClipError, describeError } from "../base/errors.ts";
 import type { Log } from "../telemetry/log.ts";
 import { createRoot, SnapshotDirectories } from "./directories.ts";
@@ -35,6 +36,13 @@ export interface PrepareRequest {
 
 /** How long the usage of a snapshot that is being written may be out of date. */
 const usageKeptMs = 10_000;
+
+/** Reasons that are as things should be, and the one that is clip's own fault. */
+const fallbackLevels: Partial<Record<FallbackReason, "info" | "error">> = {
+  content_local: "info",
+  parent_not_lazy: "info",
+  defect: "error",
+};
 
 /** Snapshots, and the mounts they are used by. */
 export class Snapshotter {
@@ -96,12 +104,12 @@ export class Snapshotter {
   }
 
   /** How to mount an active or view snapshot. @throws ClipError SNAPSHOT_NOT_FOUND, SNAPSHOT_PRECONDITION */
-  async mounts(key: string): Promise<Mount> {
+  async mounts(key: string, signal: AbortSignal): Promise<Mount> {
     const snapshot = this.#store.get(key);
     if (snapshot.kind === "committed") {
       throw new ClipError("SNAPSHOT_PRECONDITION", `snapshot ${JSON.stringify(key)} is committed`);
     }
-    const lowers = await this.#lowers(this.#store.ancestors(snapshot));
+    const lowers = await this.#lowers(this.#store.ancestors(snapshot), signal);
     const own = hasDirectories(snapshot) ? this.#directories.of(snapshot.id) : undefined;
     return mountOf({ own, readOnly: snapshot.kind === "view", lowers });
   }
@@ -145,20 +153,24 @@ export class Snapshotter {
   }
 
   /** What a snapshot takes up by itself. @throws ClipError SNAPSHOT_NOT_FOUND */
-  async usage(key: string): Promise<SnapshotUsage> {
+  async usage(key: string, signal: AbortSignal): Promise<SnapshotUsage> {
     const snapshot = this.#store.get(key);
     if (snapshot.usage !== undefined) return snapshot.usage;
     if (snapshot.layer !== undefined) {
-      return (await this.#layers?.usage(snapshot.layer)) ?? { bytes: 0, inodes: 0 };
+      const usage = this.#layers?.usage(snapshot.layer);
+      return usage === undefined ? { bytes: 0, inodes: 0 } : abortable(usage, signal);
     }
     if (snapshot.kind === "view") return { bytes: 0, inodes: 0 };
-    if (snapshot.kind === "committed") return this.#measureCommitted(snapshot);
-    return this.#meter.measure(this.#directories.of(snapshot.id).upper);
+    const measured =
+      snapshot.kind === "committed"
+        ? this.#measureCommitted(snapshot)
+        : this.#meter.measure(this.#directories.of(snapshot.id).upper);
+    return abortable(measured, signal);
   }
 
   /** Waits until the files of removed snapshots are gone. */
-  async cleanup(): Promise<void> {
-    await this.#directories.drain();
+  async cleanup(signal: AbortSignal): Promise<void> {
+    await abortable(this.#directories.drain(), signal);
   }
 
   /** Stops what runs in the background and closes the table. No call may be open any more. */
@@ -178,8 +190,7 @@ export class Snapshotter {
     if (outcome.ready) throw new ClipError("SNAPSHOT_EXISTS", `layer ${ref} is ready`);
     const { reason } = outcome;
     const fields = { namespace, chainId: ref, reason, detail: describeFallback(outcome) };
-    const level = reason === "defect" ? "error" : "warn";
-    this.#log[level](fields, "layer is left to containerd to unpack");
+    this.#log[fallbackLevels[reason] ?? "warn"](fields, "layer is left to containerd to unpack");
     this.#onFallback(reason);
   }
 
@@ -189,7 +200,9 @@ export class Snapshotter {
     signal: AbortSignal,
   ): Promise<Mount> {
     const below = parent === "" ? undefined : this.#store.get(parent);
-    const lowers = below ? await this.#lowers([below, ...this.#store.ancestors(below)]) : [];
+    const lowers = below
+      ? await this.#lowers([below, ...this.#store.ancestors(below)], signal)
+      : [];
     const id = this.#store.allocateId();
     const withDirectories = hasDirectories({ kind, parent, layer: undefined });
     try {
@@ -206,8 +219,8 @@ export class Snapshotter {
   }
 
   /** The directories of committed snapshots, with layers mounted that are served on demand. */
-  #lowers(snapshots: readonly Snapshot[]): Promise<LowerDirectory[]> {
-    return Promise.all(
+  #lowers(snapshots: readonly Snapshot[], signal: AbortSignal): Promise<LowerDirectory[]> {
+    const lowers = Promise.all(
       snapshots.map(async ({ id, layer }) => {
         if (layer === undefined) return { path: this.#directories.of(id).upper, opaqueRoot: false };
         if (this.#layers !== undefined) return this.#layers.mount(layer);
@@ -216,6 +229,7 @@ export class Snapshotter {
         });
       }),
     );
+    return abortable(lowers, signal);
   }
 
   async #measureCommitted(snapshot: Snapshot): Promise<SnapshotUsage> {
