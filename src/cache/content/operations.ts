@@ -66,9 +66,16 @@ export class Operations {
     }
   }
 
-  /** Whether {@link close} has been called. */
-  get closed(): boolean {
-    return this.#closing.signal.aborted;
+  /**
+   * As {@link run}, but the caller is let go when its signal fires, while `work` cleans up behind
+   * it. `closing` fires only when the cache is closed.
+   */
+  async runDetached<Value>(
+    signal: AbortSignal | undefined,
+    work: (signal: AbortSignal, closing: AbortSignal) => Promise<Value>,
+  ): Promise<Value> {
+    const running = this.run(signal, (linked) => work(linked, this.#closing.signal));
+    return signal === undefined ? running : orAborted(running, signal);
   }
 
   /** Aborts all that runs with CLOSED and waits until it has ended. */
