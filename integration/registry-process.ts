@@ -1,10 +1,10 @@
 /** Debian's docker-registry as a child process, for tests. */
 import { spawn } from "node:child_process";
-import { existsSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { tool } from "./harness/tools.ts";
 
 /** A registry that answers at `host`. */
 export interface RunningRegistry {
@@ -15,7 +15,6 @@ export interface RunningRegistry {
 
 /**
  * Starts a registry that keeps its data below `directory`, and waits until it answers.
- * The binary is `$CLIP_DOCKER_REGISTRY`, or `docker-registry` from the path.
  */
 export async function startRegistry(options: {
   directory: string;
@@ -29,14 +28,14 @@ export async function startRegistry(options: {
   if (htpasswd !== undefined) await writeFile(passwords, htpasswd);
   const config = {
     version: "0.1",
-    log: { level: "fatal" },
+    log: { level: "error" },
     storage: { filesystem: { rootdirectory: join(directory, "data") }, delete: { enabled: true } },
     http: { addr: `127.0.0.1:${port}` },
     ...(htpasswd === undefined ? {} : { auth: { htpasswd: { realm: "test", path: passwords } } }),
   };
   const configPath = join(directory, "config.yml");
   await writeFile(configPath, JSON.stringify(config));
-  const child = spawn(binary(), ["serve", configPath], { stdio: ["ignore", "ignore", "inherit"] });
+  const child = spawn(tool("docker-registry"), ["serve", configPath], { stdio: "ignore" });
   const ended = new Promise<void>((resolve) => child.once("close", () => resolve()));
   const failed = new Promise<never>((_, reject) => child.once("error", reject));
   await Promise.race([failed, untilAnswering(`http://127.0.0.1:${port}/v2/`)]);
@@ -47,14 +46,6 @@ export async function startRegistry(options: {
       await ended;
     },
   };
-}
-
-function binary(): string {
-  const configured = process.env["CLIP_DOCKER_REGISTRY"];
-  if (configured !== undefined) return configured;
-  const name = "docker-registry";
-  const directories = (process.env["PATH"] ?? "").split(":");
-  return directories.map((path) => join(path, name)).find((path) => existsSync(path)) ?? name;
 }
 
 async function untilAnswering(url: string): Promise<void> {
