@@ -1,6 +1,6 @@
 /**
  * containerd's own snapshotter suite, from containerd 1.7 and 2.x, against the service on its
- * socket. Needs root and Go.
+ * socket. Needs root, and Go as `scripts/go` finds it.
  */
 import assert from "node:assert/strict";
 import { execFile, spawn, type ChildProcess } from "node:child_process";
@@ -47,10 +47,8 @@ for (const version of ["v1", "v2"]) {
 }
 
 async function build(version: string, output: string): Promise<void> {
-  await run("go", ["test", "-c", "-o", output, "."], {
-    cwd: join(sources, version),
-    env: { ...process.env, CGO_ENABLED: "0" },
-  });
+  const go = fileURLToPath(new URL("../scripts/go", import.meta.url));
+  await run(go, ["test", "-c", "-o", output, "."], { cwd: join(sources, version) });
 }
 
 async function startServer(root: string, socket: string): Promise<ChildProcess> {
