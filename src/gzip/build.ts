@@ -14,7 +14,8 @@ export interface GzipIndexOptions {
   spanBytes: number;
   /**
    * Takes the output in order. `chunk` is only valid during the call: its memory is used again.
-   * A checkpoint is always on the boundary of two chunks.
+   * A checkpoint is always on the boundary of two chunks. Until the end nothing says that these
+   * are the right bytes: a member's checksum comes last.
    */
   onOutput: (chunk: Buffer) => void;
   /** Called after the last output that belongs to `checkpoint`, before any that follows. */
@@ -54,8 +55,8 @@ export class GzipIndexBuilder {
 
   #produced = 0;
   #memberStart = 0;
-  // Offset in the compressed stream by which all output was there.
-  #outputCompleteAt = 0;
+  // End of the last member of which something came out.
+  #outputMemberEnd = 0;
   #current: { checkpoint: Checkpoint; traced: boolean } | undefined;
   readonly #checkpoints: IndexedCheckpoint[] = [];
 
@@ -85,7 +86,7 @@ export class GzipIndexBuilder {
   end(): GzipIndex {
     return this.#guard(() => {
       if (this.#position === "in member") throw corrupt("the gzip stream is cut short");
-      this.#closeSpan();
+      this.#closeSpan(this.#outputMemberEnd);
       this.close();
       return {
         checkpoints: this.#checkpoints,
@@ -137,15 +138,16 @@ export class GzipIndexBuilder {
 
   #inflate(): boolean {
     const stream = this.#stream;
-    const spanRoom = this.#spanRoom();
-    // zlib is asked to stop at blocks only where a checkpoint is due: some blocks are tiny.
-    const due = spanRoom === 0;
+    // zlib is asked to stop at blocks only where a checkpoint is due: some blocks are tiny. That
+    // begins one byte early, since zlib may pass boundaries when its room is just used up.
+    const beforeDue = Math.max(0, this.#untilDue() - 1);
+    const stopAtBlocks = beforeDue === 0;
     const roomEnd = this.#output.bytes.length;
-    const end = due ? roomEnd : Math.min(roomEnd, this.#outputEnd + spanRoom);
+    const end = stopAtBlocks ? roomEnd : Math.min(roomEnd, this.#outputEnd + beforeDue);
     const inputBefore = stream.inputLeft;
 
     stream.setOutput(this.#output, this.#outputEnd, end);
-    const outcome = stream.run(due ? Z_BLOCK : Z_NO_FLUSH);
+    const outcome = stream.run(stopAtBlocks ? Z_BLOCK : Z_NO_FLUSH);
     const outputLeft = stream.outputLeft;
     const grown = end - outputLeft - this.#outputEnd;
     this.#grow(grown);
@@ -153,9 +155,10 @@ export class GzipIndexBuilder {
 
     if (outcome === "end") {
       this.#position = "after member";
+      if (this.#produced > this.#memberStart) this.#outputMemberEnd = this.#consumed();
       return true;
     }
-    if (due && stream.atBlockStart) this.#setCheckpoint();
+    if (stream.atBlockStart && this.#untilDue() === 0) this.#setCheckpoint();
     const { inputLeft } = stream;
     assert(
       grown > 0 || inputLeft < inputBefore || inputLeft === 0 || stream.atBlockBoundary,
@@ -165,7 +168,7 @@ export class GzipIndexBuilder {
   }
 
   /** Bytes of output until the next checkpoint is due. */
-  #spanRoom(): number {
+  #untilDue(): number {
     if (this.#current === undefined) return 0;
     const { uncompressedOffset } = this.#current.checkpoint;
     return Math.max(0, uncompressedOffset + this.#options.spanBytes - this.#produced);
@@ -175,7 +178,6 @@ export class GzipIndexBuilder {
     if (count === 0) return;
     this.#outputEnd += count;
     this.#produced += count;
-    this.#outputCompleteAt = this.#consumed();
     if (this.#produced > layerBytesMax) {
       throw new ClipError("LIMIT_EXCEEDED", `more than ${layerBytesMax} bytes come out of a gzip`);
     }
@@ -194,11 +196,11 @@ export class GzipIndexBuilder {
   }
 
   #setCheckpoint(): void {
-    this.#closeSpan();
     const { inputLeft, unusedBits } = this.#stream;
     const consumed = this.#consumed();
-    // What comes before the first output of a member is nothing that it could refer to.
+    // At the start of a member there is nothing that it could refer to.
     const traced = this.#produced > this.#memberStart;
+    this.#closeSpan(traced ? consumed : this.#outputMemberEnd);
     this.#current = {
       checkpoint: {
         compressedOffset: unusedBits === 0 ? consumed : consumed - 1,
@@ -215,14 +217,14 @@ export class GzipIndexBuilder {
     this.#trace.feed(this.#input, next, this.#inputLength);
   }
 
-  #closeSpan(): void {
+  #closeSpan(compressedEnd: number): void {
     this.#emit();
     if (this.#current === undefined) return;
     const { checkpoint, traced } = this.#current;
     const length = this.#produced - checkpoint.uncompressedOffset;
     if (length === 0) return;
     const window = traced ? this.#trace.usedWindow() : Buffer.alloc(0);
-    const indexed = { ...checkpoint, length, compressedEnd: this.#outputCompleteAt, window };
+    const indexed = { ...checkpoint, length, compressedEnd, window };
     this.#checkpoints.push(indexed);
     this.#options.onSpan?.(indexed);
   }

@@ -20,7 +20,10 @@ export interface Checkpoint {
 export interface IndexedCheckpoint extends Checkpoint {
   /** Uncompressed bytes up to the next checkpoint or the end: at least 1. */
   length: number;
-  /** End (exclusive) of the compressed bytes that yield these bytes. */
+  /**
+   * End (exclusive) of the compressed bytes that yield these bytes: where the next checkpoint
+   * is, or the end of a gzip member. It does not depend on how the stream was cut into chunks.
+   */
   compressedEnd: number;
   /**
    * The output before the checkpoint as far as the bytes up to the next one refer to it: it ends

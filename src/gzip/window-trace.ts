@@ -4,6 +4,15 @@ import { allocateFixed, InflateStream, Z_NO_FLUSH } from "../os/zlib.ts";
 import type { FixedMemory } from "../os/zlib.ts";
 import { windowBytesMax } from "./checkpoint.ts";
 
+// The two marks of a position in the window tell it, and differ by 1 to 128, so that a literal,
+// which leaves the same byte in both outputs, is never taken for a copy.
+const firstMarks = Buffer.alloc(windowBytesMax);
+const secondMarks = Buffer.alloc(windowBytesMax);
+for (let index = 0; index < windowBytesMax; index++) {
+  firstMarks[index] = index & 0xff;
+  secondMarks[index] = (index + (index >> 8) + 1) & 0xff;
+}
+
 /**
  * Decodes the first bytes after a checkpoint with two windows whose bytes tell their own
  * position. What a literal yields is the same in both, what is copied out of the window is not,
@@ -14,8 +23,8 @@ import { windowBytesMax } from "./checkpoint.ts";
  * object serves one checkpoint after the other.
  */
 export class WindowTrace {
-  readonly #first = new Probe(firstMark);
-  readonly #second = new Probe(secondMark);
+  readonly #first = new Probe(firstMarks);
+  readonly #second = new Probe(secondMarks);
   readonly #window = Buffer.alloc(windowBytesMax);
   #sparse = Buffer.alloc(0);
   #lowestUsed = windowBytesMax;
@@ -88,9 +97,8 @@ class Probe {
   // The output is full, or the gzip member ended: nothing that follows refers to the window.
   #done = true;
 
-  constructor(mark: (index: number) => number) {
-    this.#window = Buffer.alloc(windowBytesMax);
-    for (let index = 0; index < windowBytesMax; index++) this.#window[index] = mark(index);
+  constructor(window: Buffer) {
+    this.#window = window;
   }
 
   get produced(): number {
@@ -120,14 +128,4 @@ class Probe {
   close(): void {
     this.#stream.close();
   }
-}
-
-// The two marks of a position differ by 1 to 128, so that a literal, which leaves the same byte
-// in both outputs, is never taken for a copy.
-function firstMark(index: number): number {
-  return index & 0xff;
-}
-
-function secondMark(index: number): number {
-  return (index + (index >> 8) + 1) & 0xff;
 }

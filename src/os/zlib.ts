@@ -113,13 +113,12 @@ export class InflateStream {
    * @throws ClipError CORRUPT_GZIP
    */
   run(flush: typeof Z_NO_FLUSH | typeof Z_BLOCK): InflateOutcome {
-    if (this.#closed) throw new ClipError("CLOSED", "the inflate stream is closed");
     const code = calls.inflate(this.#stream.bytes, flush);
     // Z_BUF_ERROR says that nothing could be done for want of input or room.
     if (code === Z_OK || code === Z_BUF_ERROR) return "progress";
     if (code === Z_STREAM_END) return "end";
     if (code === Z_DATA_ERROR) throw new ClipError("CORRUPT_GZIP", this.#message());
-    throw new Error(`inflate answered ${code}`);
+    return this.#fail("inflate", code);
   }
 
   /** Forgets everything and starts anew with the same format. */
@@ -148,7 +147,13 @@ export class InflateStream {
   }
 
   #check(call: string, code: number): void {
-    if (code !== Z_OK) throw new Error(`${call} answered ${code}`);
+    if (code !== Z_OK) this.#fail(call, code);
+  }
+
+  #fail(call: string, code: number): never {
+    // A closed stream has no state any more, which zlib notices.
+    if (this.#closed) throw new ClipError("CLOSED", "the inflate stream is closed");
+    throw new Error(`${call} answered ${code}`);
   }
 
   #message(): string {
