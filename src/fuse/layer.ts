@@ -27,7 +27,7 @@ export interface FuseLayer {
   };
 }
 
-export const layerNumberMax = 2 ** 20;
+const layerNumberMax = 2 ** 20;
 
 /**
  * Checks what a caller claims about a layer, since a thread could not report it.

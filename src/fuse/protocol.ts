@@ -10,7 +10,7 @@ export const rootNodeId = 1;
 /** The oldest kernel protocol that is served: Linux 5.4. */
 export const protocolMinorMin = 31;
 /** The newest that is claimed; what lies beyond is negotiated by flags only. */
-export const protocolMinorMax = 41;
+const protocolMinorMax = 41;
 
 /** Most bytes of one READ or its reply. */
 export const readBytesMax = 1024 * 1024;
@@ -25,9 +25,6 @@ export const replyHeaderBytes = 16;
  * max_write (which it takes to be at least a page), and room for a setxattr of 64 KiB.
  */
 export const requestBytesMax = 128 * 1024;
-
-/** FUSE_INT_REQ_BIT is set in the unique of an INTERRUPT; FUSE_UNIQUE_RESEND in a resent one. */
-export const uniqueResend = 1n << 63n;
 
 /** FOPEN_* flags of an OPEN reply. */
 export const openFlag = { DIRECT_IO: 1 << 0, KEEP_CACHE: 1 << 1, CACHE_DIR: 1 << 3 } as const;

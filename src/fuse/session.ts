@@ -21,7 +21,7 @@ import { encodeResend } from "./protocol.ts";
 import { FuseThreads } from "./threads.ts";
 
 export { openConnection, type FuseConnection } from "./connection.ts";
-export { blobName, layerNumberMax, treeName, type FuseLayer } from "./layer.ts";
+export { blobName, treeName, type FuseLayer } from "./layer.ts";
 export type { FuseReadRequest } from "./pending.ts";
 
 /** What {@link openFuseSession} takes. */
