@@ -9,13 +9,14 @@ import { LayerFile, layerFileBytesOnDisk, removeLayerFile } from "./layer-file.t
 import {
   decodeSpanMap,
   encodeSpanMapHeader,
-  spanMapHeaderBytes,
   type SpanMapHeader,
   type SpanTable,
 } from "./span-map.ts";
 
 const mapSuffix = ".spans";
 const pullSuffix = ".pull";
+/** A byte a span: more than any layer within the limits has. */
+const spanMapBytesMax = 64 * 1024 * 1024;
 
 /** Where the disk cache is kept. */
 export interface DiskCacheOptions {
@@ -87,6 +88,11 @@ export class DiskCache {
     return path;
   }
 
+  /** Deletes what a whole pull that failed has written. */
+  async discardPull(layerDigest: Digest): Promise<void> {
+    await this.pullPath(layerDigest);
+  }
+
   /**
    * Takes the file at {@link pullPath}, whose diffID has been checked, as the complete layer. The
    * layer must not be open.
@@ -111,6 +117,20 @@ export class DiskCache {
     } catch (error) {
       throw asDiskError(error);
     }
+  }
+
+  /** Where the bytes of a layer are, or would be. */
+  dataPath(layerDigest: Digest): string {
+    return this.#paths(layerDigest).dataPath;
+  }
+
+  /** The file of a layer of `size` bytes whose every byte is there and matched; open or not. */
+  async completePath(layerDigest: Digest, size: number): Promise<string | undefined> {
+    const { dataPath, mapPath } = this.#paths(layerDigest);
+    const file = this.#open.get(layerDigest);
+    if (file !== undefined) return file.complete ? dataPath : undefined;
+    const found = await readMap(dataPath, mapPath);
+    return found?.header.complete === true && found.header.size === size ? dataPath : undefined;
   }
 
   /** Closes a layer's file; it stays on disk. */
@@ -185,24 +205,33 @@ function encodeMap(table: SpanTable, complete: boolean): Buffer {
   return Buffer.concat([header, Buffer.alloc(spanCount, complete ? 1 : 0)]);
 }
 
+/** The span map of a layer if it was written for this table. */
 async function readMatchingMap(
   dataPath: string,
   mapPath: string,
   table: SpanTable,
 ): Promise<(SpanMapHeader & { present: Uint8Array }) | undefined> {
-  const spanCount = table.starts.length - 1;
-  const size = table.starts.at(-1) ?? 0;
+  const found = await readMap(dataPath, mapPath);
+  if (found === undefined) return undefined;
+  const { header, present } = found;
+  const same =
+    header.spanCount === table.starts.length - 1 &&
+    header.size === (table.starts.at(-1) ?? 0) &&
+    header.tableDigest === table.digest;
+  return same ? { ...header, present } : undefined;
+}
+
+/** A well-formed span map beside a data file of the size that it states. */
+async function readMap(
+  dataPath: string,
+  mapPath: string,
+): Promise<{ header: SpanMapHeader; present: Uint8Array } | undefined> {
   try {
     const map = await stat(mapPath);
-    if (map.size !== spanMapHeaderBytes + spanCount) return undefined;
-    if ((await stat(dataPath)).size !== size) return undefined;
+    if (map.size > spanMapBytesMax) return undefined;
     const decoded = decodeSpanMap(await readFile(mapPath));
-    if (decoded === undefined) return undefined;
-    const { header, present } = decoded;
-    const same =
-      header.spanCount === spanCount && header.size === size && header.tableDigest === table.digest;
-    if (!same || present.some((one) => one > 1)) return undefined;
-    return { ...header, present };
+    if (decoded === undefined || decoded.present.some((one) => one > 1)) return undefined;
+    return (await stat(dataPath)).size === decoded.header.size ? decoded : undefined;
   } catch (error) {
     if (error instanceof Error && "code" in error && error.code === "ENOENT") return undefined;
     throw error;

@@ -98,9 +98,16 @@ export class LayerIndexReader {
    * @throws ClipError CORRUPT_INDEX, LIMIT_EXCEEDED, and what the source throws
    */
   async readEntries(signal?: AbortSignal): Promise<TarEntry[]> {
+    return decodeFileTable(await this.readFileTable(signal), this.head.uncompressedSize);
+  }
+
+  /**
+   * The file table as `decodeFileTable` takes it, so that it can be decoded in another thread.
+   * @throws ClipError CORRUPT_INDEX, and what the source throws
+   */
+  async readFileTable(signal?: AbortSignal): Promise<Buffer> {
     const { offset, storedLength } = this.#files;
-    const bytes = await this.#source.read(offset, storedLength, signal);
-    return decodeFileTable(openSection(bytes, this.#files), this.head.uncompressedSize);
+    return openSection(await this.#source.read(offset, storedLength, signal), this.#files);
   }
 
   /**

@@ -22,8 +22,6 @@ export interface BackgroundFillOptions {
   activity: DemandActivity;
   counters: LayerCounters;
   log: Log;
-  /** Every byte of the layer is local and matched its diffID. */
-  onComplete: (blob: LayerBlob) => void;
   /** Every span matched the layer index, but the whole did not match the diffID. */
   onMismatch: (blob: LayerBlob) => void;
 }
@@ -129,7 +127,7 @@ export class BackgroundFill {
   }
 
   async #check(blob: LayerBlob, signal: AbortSignal): Promise<void> {
-    const { counters, log, onComplete, onMismatch } = this.#options;
+    const { counters, log, onMismatch } = this.#options;
     const { file, head } = blob;
     const layer = head.layerDigest;
     const found = await digestOfLayerFile(file, signal);
@@ -137,7 +135,6 @@ export class BackgroundFill {
       await file.markComplete();
       counters.completed++;
       log.info({ layer, bytes: file.size }, "the layer is complete");
-      onComplete(blob);
       return;
     }
     counters.mismatches++;

@@ -15,6 +15,7 @@ export interface LayerRecord {
   size: number;
   /** The layer hides everything below it, so its root is an opaque directory. */
   opaqueRoot: boolean;
+  inodes: number;
 }
 
 /** How a layer was last mounted: tells a mount that can be kept from one that cannot. */
@@ -43,6 +44,7 @@ const migrations = [
     layer_digest TEXT NOT NULL,
     size INTEGER NOT NULL,
     opaque_root INTEGER NOT NULL,
+    inodes INTEGER NOT NULL,
     mount_device TEXT,
     mount_backing TEXT
   ) STRICT;
@@ -99,12 +101,13 @@ export class LayerRecords {
     return transaction(this.#database, () => {
       const row = this.#database
         .prepare(
-          `INSERT INTO layer (diff_id, layer_digest, size, opaque_root) VALUES (?, ?, ?, ?)
+          `INSERT INTO layer (diff_id, layer_digest, size, opaque_root, inodes)
+           VALUES (?, ?, ?, ?, ?)
            ON CONFLICT (diff_id) DO UPDATE SET layer_digest = excluded.layer_digest,
-             size = excluded.size, opaque_root = excluded.opaque_root
+             size = excluded.size, opaque_root = excluded.opaque_root, inodes = excluded.inodes
            RETURNING number`,
         )
-        .get(layer.diffId, layer.layerDigest, layer.size, layer.opaqueRoot ? 1 : 0);
+        .get(layer.diffId, layer.layerDigest, layer.size, layer.opaqueRoot ? 1 : 0, layer.inodes);
       this.#putBlob(target);
       return Number(row?.["number"]);
     });
@@ -209,5 +212,6 @@ function asLayer(row: Record<string, unknown>): LayerRecord {
     layerDigest: row["layer_digest"] as Digest,
     size: Number(row["size"]),
     opaqueRoot: row["opaque_root"] === 1,
+    inodes: Number(row["inodes"]),
   };
 }

@@ -1,0 +1,201 @@
+/** The layers that the FUSE session serves. */
+import { constants } from "node:os";
+import type { Digest } from "../base/digest.ts";
+import { describeError, isClipError } from "../base/errors.ts";
+import type { DiskCache } from "../cache/disk-cache.ts";
+import type { FuseLayer, FuseReadRequest } from "../fuse/session.ts";
+import type { LayerIndexReader } from "../index/reader.ts";
+import type { Log } from "../telemetry/log.ts";
+import { AlternateSource } from "./alternate-source.ts";
+import type { ByteBudget } from "./byte-budget.ts";
+import type { LayerCounters } from "./counters.ts";
+import type { DemandActivity } from "./demand-activity.ts";
+import { LayerBlob } from "./layer-blob.ts";
+import type { LayerRegistry, RegistryBlob } from "./places.ts";
+import type { LayerRecord, LayerRecords } from "./records.ts";
+import { RegistrySource, type SpanIndex } from "./registry-source.ts";
+import { spanTableOf } from "./span-source.ts";
+
+const { errno } = constants;
+
+/** What layers need of the FUSE session. */
+export interface LayerSession {
+  addLayer(layer: FuseLayer): void;
+  removeLayer(number: number): void;
+}
+
+/** What {@link ActiveLayers} is made with. */
+export interface ActiveLayersOptions {
+  session: LayerSession;
+  registry: LayerRegistry;
+  cache: DiskCache;
+  records: LayerRecords;
+  budget: ByteBudget;
+  activity: DemandActivity;
+  counters: LayerCounters;
+  log: Log;
+  /** Opens the index of another blob of a layer; undefined when there is none. */
+  openAlternate: (
+    record: LayerRecord,
+    layerDigest: Digest,
+    signal: AbortSignal,
+  ) => Promise<SpanIndex | undefined>;
+}
+
+/** A layer that the session serves. */
+interface ActiveLayer {
+  record: LayerRecord;
+  /** Absent when the layer was complete from the beginning. */
+  blob?: LayerBlob;
+  index?: LayerIndexReader;
+}
+
+/** Adds layers to the session and answers the reads that it hands over. */
+export class ActiveLayers {
+  readonly #options: ActiveLayersOptions;
+  readonly #active = new Map<number, ActiveLayer>();
+
+  constructor(options: ActiveLayersOptions) {
+    this.#options = options;
+  }
+
+  has(number: number): boolean {
+    return this.#active.has(number);
+  }
+
+  /** The blob of a layer that is served and was not complete when that began. */
+  blob(number: number): LayerBlob | undefined {
+    return this.#active.get(number)?.blob;
+  }
+
+  /** Serves a layer whose spans come when they are read. Takes over `index`, also when it fails. */
+  async addPartial(
+    record: LayerRecord,
+    index: LayerIndexReader,
+    image: SharedArrayBuffer | undefined,
+  ): Promise<LayerBlob> {
+    const { cache, session, budget, activity, counters, log } = this.#options;
+    const table = spanTableOf(index.head);
+    try {
+      const file = await cache.openLayer(record.layerDigest, table);
+      const sources = [this.#registrySource(record, index), this.#alternateSource(record)];
+      const { head } = index;
+      const blob = new LayerBlob({ head, file, sources, budget, activity, counters, log });
+      const { spanStarts, spanPresent, path: dataPath, size } = file;
+      session.addLayer({
+        number: record.number,
+        size,
+        dataPath,
+        spanStarts,
+        spanPresent,
+        ...(image === undefined ? {} : { tree: { image } }),
+      });
+      this.#active.set(record.number, { record, blob, index });
+      return blob;
+    } catch (error) {
+      await cache.closeLayer(record.layerDigest);
+      await index.close();
+      throw error;
+    }
+  }
+
+  /** Serves a layer that is complete on disk, at `dataPath`. */
+  addComplete(record: LayerRecord, dataPath: string, image: SharedArrayBuffer | undefined): void {
+    const boundaries = record.size === 0 ? [0] : [0, record.size];
+    const spanStarts = new Float64Array(new SharedArrayBuffer(boundaries.length * 8));
+    spanStarts.set(boundaries);
+    const spanPresent = new Uint8Array(new SharedArrayBuffer(boundaries.length - 1)).fill(1);
+    this.#options.session.addLayer({
+      number: record.number,
+      size: record.size,
+      dataPath,
+      spanStarts,
+      spanPresent,
+      ...(image === undefined ? {} : { tree: { image } }),
+    });
+    this.#active.set(record.number, { record });
+  }
+
+  /** Answers a read that the FUSE threads could not. */
+  handleRead(request: FuseReadRequest): void {
+    const { layer, offset, length, signal } = request;
+    const blob = this.blob(layer);
+    if (blob === undefined) {
+      request.fail(errno.EIO);
+      return;
+    }
+    blob.read(offset, length, signal).then(
+      (pieces) => request.reply(pieces),
+      (error: unknown) => {
+        request.fail(isClipError(error, "ABORTED") ? errno.EINTR : errno.EIO);
+        if (signal.aborted) return;
+        this.#options.log.error(
+          {
+            layer: blob.head.layerDigest,
+            number: layer,
+            offset,
+            length,
+            error: describeError(error),
+          },
+          "a read of a layer failed",
+        );
+      },
+    );
+  }
+
+  /** Stops to serve a layer. */
+  async remove(number: number): Promise<void> {
+    const active = this.#active.get(number);
+    if (active === undefined) return;
+    this.#active.delete(number);
+    this.#options.session.removeLayer(number);
+    await this.#close(active);
+  }
+
+  /** Stops to answer reads; the session is not touched. What was fetched is kept. */
+  async close(): Promise<void> {
+    const all = [...this.#active.values()];
+    this.#active.clear();
+    await Promise.all(all.map((active) => this.#close(active)));
+  }
+
+  async #close({ record, blob, index }: ActiveLayer): Promise<void> {
+    await blob?.close();
+    if (blob !== undefined) await this.#options.cache.closeLayer(record.layerDigest);
+    await index?.close();
+  }
+
+  #registrySource(record: LayerRecord, index: SpanIndex): RegistrySource {
+    const { registry, records } = this.#options;
+    const { layerDigest, compressedSize } = index.head;
+    const readers = new Map<string, RegistryBlob>();
+    return new RegistrySource({
+      index,
+      places: () => {
+        const blob = records.blobs(record.diffId).find((one) => one.layerDigest === layerDigest);
+        return (blob?.repositories ?? []).map((repository) => {
+          const key = `${repository.host}/${repository.name}`;
+          const reader = readers.get(key) ?? registry.blob(repository, layerDigest, compressedSize);
+          readers.set(key, reader);
+          return { repository, blob: reader };
+        });
+      },
+      onFound: (repository) => records.prefer(layerDigest, repository),
+    });
+  }
+
+  #alternateSource(record: LayerRecord): AlternateSource {
+    const { records, openAlternate } = this.#options;
+    return new AlternateSource({
+      digests: () =>
+        records
+          .blobs(record.diffId)
+          .map(({ layerDigest }) => layerDigest)
+          .filter((digest) => digest !== record.layerDigest),
+      open: async (layerDigest, signal) => {
+        const index = await openAlternate(record, layerDigest, signal);
+        return index === undefined ? undefined : this.#registrySource(record, index);
+      },
+    });
+  }
+}

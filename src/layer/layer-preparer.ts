@@ -1,0 +1,237 @@
+/** Makes a layer ready: finds its index, or pulls it whole and indexes it in passing. */
+import { Semaphore } from "../base/concurrency.ts";
+import { ClipError, describeError } from "../base/errors.ts";
+import { spanBytesMax } from "../base/limits.ts";
+import type { DiskCache } from "../cache/disk-cache.ts";
+import { buildLayerIndex } from "../index/build.ts";
+import { isGzipLayer } from "../index/create.ts";
+import type { LayerIndexReader } from "../index/reader.ts";
+import type { IndexStore } from "../index/store.ts";
+import type { Log } from "../telemetry/log.ts";
+import type { LayerCounters } from "./counters.ts";
+import type { IndexLookup } from "./index-lookup.ts";
+import type { MetaImages } from "./meta-images.ts";
+import { repositoriesWithBlob, type LayerRegistry } from "./places.ts";
+import type { LayerRecord, LayerRecords } from "./records.ts";
+import { isRegistryFailure } from "./registry-source.ts";
+import { spanTableOf } from "./span-source.ts";
+import type { LayerTarget, Repository } from "./target.ts";
+
+/** Bytes of one range of a whole pull. */
+const pullChunkBytes = 4 * 1024 * 1024;
+
+/** What {@link LayerPreparer} is made with. */
+export interface LayerPreparerOptions {
+  registry: LayerRegistry;
+  indexes: IndexStore;
+  /** Absent: published indexes are not looked for. */
+  lookup?: IndexLookup;
+  cache: DiskCache;
+  metaImages: MetaImages;
+  records: LayerRecords;
+  counters: LayerCounters;
+  log: Log;
+  /** Uncompressed bytes between two checkpoints of an index that is built here. */
+  spanBytes: number;
+  /** Layers that are pulled whole at the same time. */
+  concurrentPulls: number;
+  /** Connections of one whole pull. */
+  pullConnections: number;
+}
+
+/** A layer that can be mounted. */
+export interface PreparedLayer {
+  record: LayerRecord;
+  index: LayerIndexReader;
+}
+
+/** Brings layers to where they can be mounted; see the module. */
+export class LayerPreparer {
+  readonly #options: LayerPreparerOptions;
+  readonly #pulls: Semaphore;
+
+  constructor(options: LayerPreparerOptions) {
+    this.#options = options;
+    this.#pulls = new Semaphore(options.concurrentPulls);
+  }
+
+  /**
+   * Makes a layer ready and records it. A layer that is known keeps its number.
+   * @returns the layer, and its index, which the caller closes
+   * @throws ClipError LAYER_UNSUPPORTED, REGISTRY_*, CORRUPT_*, LIMIT_EXCEEDED, DISK_FULL, ABORTED
+   */
+  async prepare(target: LayerTarget, signal: AbortSignal): Promise<PreparedLayer> {
+    if (!isGzipLayer(target.mediaType)) {
+      throw new ClipError("LAYER_UNSUPPORTED", `layers of type ${target.mediaType} are not served`);
+    }
+    const { records, metaImages, log } = this.#options;
+    const { layerDigest, diffId } = target;
+    const startedAt = performance.now();
+    const { reader, origin } = await this.#index(target, signal);
+    try {
+      const size = reader.head.uncompressedSize;
+      const layer = { diffId, layerDigest, size, ...(await metaImages.make(reader, signal)) };
+      const number = records.put(target, layer);
+      const durationMs = Math.round(performance.now() - startedAt);
+      log.info({ layer: layerDigest, number, origin, size, durationMs }, "the layer is ready");
+      return { record: { number, ...layer }, index: reader };
+    } catch (error) {
+      await reader.close();
+      throw error;
+    }
+  }
+
+  /**
+   * A published index of a layer that can be served lazily; undefined when there is none.
+   * @throws ClipError ABORTED
+   */
+  async publishedIndex(
+    target: LayerTarget,
+    repositories: readonly Repository[],
+    signal: AbortSignal,
+  ): Promise<LayerIndexReader | undefined> {
+    const [reader, lazy] = await Promise.all([
+      this.#adoptPublished(target, repositories, signal),
+      this.#servesRanges(target, repositories, signal),
+    ]);
+    if (lazy || reader === undefined) return reader;
+    await reader.close();
+    return undefined;
+  }
+
+  async #index(target: LayerTarget, signal: AbortSignal) {
+    const local = await this.#localIndex(target);
+    if (local !== undefined) return { reader: local, origin: "local index" };
+    const repositories = await repositoriesWithBlob(
+      this.#options.registry,
+      target,
+      signal,
+      this.#options.log,
+    );
+    const published = await this.publishedIndex(target, repositories, signal);
+    if (published !== undefined) return { reader: published, origin: "published index" };
+    const reader = await this.#pulls.run(() => this.#pull(target, repositories, signal));
+    return { reader, origin: "whole pull" };
+  }
+
+  async #localIndex(target: LayerTarget): Promise<LayerIndexReader | undefined> {
+    const { indexes, log } = this.#options;
+    try {
+      const reader = await indexes.open(target.layerDigest);
+      if (reader === undefined) return undefined;
+      if (isUsable(reader, target)) return reader;
+      await reader.close();
+    } catch (error) {
+      log.warn(
+        { layer: target.layerDigest, error: describeError(error) },
+        "the kept index of a layer cannot be used",
+      );
+    }
+    return undefined;
+  }
+
+  async #adoptPublished(
+    target: LayerTarget,
+    repositories: readonly Repository[],
+    signal: AbortSignal,
+  ): Promise<LayerIndexReader | undefined> {
+    const { lookup, indexes, log } = this.#options;
+    const published = (await lookup?.find(target, repositories, signal)) ?? [];
+    if (published.length === 0) return undefined;
+    try {
+      const reader = await indexes.adopt(target.layerDigest, published, signal);
+      if (isUsable(reader, target)) return reader;
+      await reader.close();
+      log.warn({ layer: target.layerDigest }, "the published index does not fit the layer");
+    } catch (error) {
+      if (signal.aborted) throw error;
+      log.warn(
+        { layer: target.layerDigest, error: describeError(error) },
+        "the published index of a layer cannot be used",
+      );
+    }
+    return undefined;
+  }
+
+  /** Without ranges nothing can be lazy; the answer also shows that the blob may be read. */
+  async #servesRanges(
+    target: LayerTarget,
+    repositories: readonly Repository[],
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const { registry, log } = this.#options;
+    const { layerDigest, compressedSize } = target;
+    for (const repository of repositories) {
+      try {
+        return await registry.blob(repository, layerDigest, compressedSize).supportsRanges(signal);
+      } catch (error) {
+        if (signal.aborted || !isRegistryFailure(error)) throw error;
+        log.warn(
+          { layer: layerDigest, host: repository.host, error: describeError(error) },
+          "a repository does not give a layer",
+        );
+      }
+    }
+    return false;
+  }
+
+  async #pull(
+    target: LayerTarget,
+    repositories: readonly Repository[],
+    signal: AbortSignal,
+  ): Promise<LayerIndexReader> {
+    const { log } = this.#options;
+    let failure: unknown;
+    for (const repository of repositories) {
+      signal.throwIfAborted();
+      try {
+        return await this.#pullFrom(target, repository, signal);
+      } catch (error) {
+        if (signal.aborted || !isRegistryFailure(error)) throw error;
+        failure = error;
+        log.warn(
+          { layer: target.layerDigest, host: repository.host, error: describeError(error) },
+          "the layer could not be pulled from a repository",
+        );
+      }
+    }
+    throw failure;
+  }
+
+  async #pullFrom(
+    target: LayerTarget,
+    repository: Repository,
+    signal: AbortSignal,
+  ): Promise<LayerIndexReader> {
+    const { registry, cache, indexes, counters, spanBytes, pullConnections } = this.#options;
+    const { layerDigest, diffId, compressedSize } = target;
+    const outputPath = await cache.pullPath(layerDigest);
+    try {
+      const blob = registry.blob(repository, layerDigest, compressedSize);
+      const compressed = blob.parallelStream({
+        connections: pullConnections,
+        chunkBytes: pullChunkBytes,
+        signal,
+      });
+      const options = { spanBytes, layerDigest, diffId, outputPath, signal };
+      const { head, encoded, reader } = await buildLayerIndex(compressed, options);
+      await indexes.put(layerDigest, encoded);
+      await cache.adoptComplete(layerDigest, spanTableOf(head));
+      counters.wholePulls++;
+      return reader;
+    } catch (error) {
+      await cache.discardPull(layerDigest);
+      throw error;
+    }
+  }
+}
+
+/** Whether an index is of this layer and fit for serving it lazily. */
+function isUsable({ head }: LayerIndexReader, target: LayerTarget): boolean {
+  return (
+    head.layerDigest === target.layerDigest &&
+    head.diffId === target.diffId &&
+    head.compressedSize === target.compressedSize &&
+    head.spans.every((span) => span.length <= spanBytesMax)
+  );
+}

@@ -1,0 +1,447 @@
+/** The layers of this node: made ready, mounted, read, filled, and let go. */
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import type { Digest } from "../base/digest.ts";
+import { ClipError, describeError, isClipError } from "../base/errors.ts";
+import { DiskCache } from "../cache/disk-cache.ts";
+import { treeName, type FuseReadRequest } from "../fuse/session.ts";
+import type { LayerIndexReader } from "../index/reader.ts";
+import type { IndexStore } from "../index/store.ts";
+import type { Log } from "../telemetry/log.ts";
+import { ActiveLayers, type LayerSession } from "./active-layers.ts";
+import { BackgroundFill } from "./background-fill.ts";
+import { ByteBudget } from "./byte-budget.ts";
+import { newLayerCounters, type LayerCounters } from "./counters.ts";
+import { DemandActivity } from "./demand-activity.ts";
+import { supportsErofs } from "./erofs-mount.ts";
+import { IndexLookup, type FindLayerIndexes } from "./index-lookup.ts";
+import { KeyedQueue } from "./keyed-queue.ts";
+import type { LayerBlob } from "./layer-blob.ts";
+import { LayerMounts } from "./layer-mounts.ts";
+import { LayerPreparer } from "./layer-preparer.ts";
+import { MetaImages } from "./meta-images.ts";
+import type { LayerRegistry } from "./places.ts";
+import { LayerRecords, type LayerRecord } from "./records.ts";
+import type { SpanIndex } from "./registry-source.ts";
+import { SharedWork } from "./shared-work.ts";
+import type { LayerTarget } from "./target.ts";
+
+const MiB = 1024 * 1024;
+
+/** What {@link Layers} is opened with. */
+export interface LayersOptions {
+  /** Everything is kept below it. Absolute, without symlinks, not on overlayfs. */
+  root: string;
+  /** The mounted FUSE session; its reads go to {@link Layers.handleRead}. */
+  session: LayerSession;
+  /** Where it is mounted. Absolute, without symlinks. */
+  fuseMountpoint: string;
+  registry: LayerRegistry;
+  /** Started. */
+  indexes: IndexStore;
+  /** Lists published indexes; absent: they are not looked for. */
+  findIndexes?: FindLayerIndexes;
+  /** `erofs`: the kernel serves metadata; `fuse`: a directory tree; `auto`: the best there is. */
+  mode: "auto" | "erofs" | "fuse";
+  /** Keep what a layer has below /proc, /sys and /dev. Default: false. */
+  keepRuntimeDirectories?: boolean;
+  /** How far the kernel reads ahead in a file of a layer, in KiB. Default: 1024. */
+  readAheadKilobytes?: number;
+  /** Uncompressed bytes between two checkpoints of an index that is built here. Default: 1 MiB. */
+  spanBytes?: number;
+  /** How long after its first mount a layer is completed; absent: it is not. */
+  backgroundFillDelayMs?: number;
+  /** Most uncompressed bytes a second of that; absent: unlimited. */
+  backgroundFillBytesPerSecond?: number;
+  /** Layers that are pulled whole at the same time. Default: 3. */
+  concurrentPulls?: number;
+  /** Connections of one whole pull. Default: 4. */
+  pullConnections?: number;
+  /** Most bytes in memory for spans on their way. Default: 128 MiB. */
+  memoryBytesMax?: number;
+  log: Log;
+}
+
+/** A layer that is mounted. */
+export interface MountedLayer {
+  path: string;
+  /** It hides everything below it. */
+  opaqueRoot: boolean;
+}
+
+/** Owns the layers of a node; see the module. */
+export class Layers {
+  /** What has been done since {@link Layers.open}. */
+  readonly counters: LayerCounters = newLayerCounters();
+  /** How layers are mounted. */
+  readonly mode: "erofs" | "fuse";
+  readonly #options: LayersOptions;
+  readonly #log: Log;
+  readonly #records: LayerRecords;
+  readonly #cache: DiskCache;
+  readonly #metaImages: MetaImages;
+  readonly #mounts: LayerMounts;
+  readonly #lookup: IndexLookup | undefined;
+  readonly #preparer: LayerPreparer;
+  readonly #active: ActiveLayers;
+  readonly #fill: BackgroundFill | undefined;
+  readonly #ensuring = new SharedWork<number>();
+  /** Preparing, mounting and releasing of one layer exclude each other; by diffID. */
+  readonly #queue = new KeyedQueue();
+  /** Indexes of layers that have been made ready and not been used yet; may not be on disk yet. */
+  readonly #freshIndexes = new Map<number, LayerIndexReader>();
+  /** When each layer was last asked for, in the order of all requests. */
+  readonly #wantedAt = new Map<number, number>();
+  #clock = 0;
+
+  private constructor(options: LayersOptions, mode: "erofs" | "fuse", cache: DiskCache) {
+    const { root, session, registry, indexes, findIndexes, fuseMountpoint, log } = options;
+    this.#options = options;
+    this.mode = mode;
+    this.#log = log;
+    this.#cache = cache;
+    const { counters } = this;
+    const records = LayerRecords.open(join(root, "layers.db"));
+    this.#records = records;
+    this.#metaImages = new MetaImages({
+      directory: join(root, "meta"),
+      keepRuntimeDirectories: options.keepRuntimeDirectories ?? false,
+    });
+    this.#mounts = new LayerMounts({
+      directory: join(root, "l"),
+      fuseMountpoint,
+      readAheadKilobytes: options.readAheadKilobytes ?? 1024,
+      records,
+      log,
+    });
+    this.#lookup =
+      findIndexes === undefined ? undefined : new IndexLookup({ find: findIndexes, log });
+    this.#preparer = new LayerPreparer({
+      registry,
+      indexes,
+      ...(this.#lookup === undefined ? {} : { lookup: this.#lookup }),
+      cache,
+      metaImages: this.#metaImages,
+      records,
+      counters,
+      log,
+      spanBytes: options.spanBytes ?? MiB,
+      concurrentPulls: options.concurrentPulls ?? 3,
+      pullConnections: options.pullConnections ?? 4,
+    });
+    const activity = new DemandActivity();
+    this.#active = new ActiveLayers({
+      session,
+      registry,
+      cache,
+      records,
+      budget: new ByteBudget(options.memoryBytesMax ?? 128 * MiB),
+      activity,
+      counters,
+      log,
+      openAlternate: (record, digest, signal) => this.#openAlternate(record, digest, signal),
+    });
+    this.#fill =
+      options.backgroundFillDelayMs === undefined
+        ? undefined
+        : new BackgroundFill({
+            delayMs: options.backgroundFillDelayMs,
+            ...(options.backgroundFillBytesPerSecond === undefined
+              ? {}
+              : { bytesPerSecond: options.backgroundFillBytesPerSecond }),
+            activity,
+            counters,
+            log,
+            onMismatch: (blob) => void this.#condemn(blob),
+          });
+  }
+
+  /**
+   * Opens what an earlier run left: layers keep their numbers and bytes, mounts that still work are
+   * taken over, everything that belongs to no layer is removed.
+   * @throws ClipError ARGUMENT_INVALID, SYSTEM_CALL
+   */
+  static async open(options: LayersOptions): Promise<Layers> {
+    const { root, fuseMountpoint, log } = options;
+    if (`${root}${fuseMountpoint}`.includes(",")) {
+      throw new ClipError("ARGUMENT_INVALID", "the paths of mounts must not contain commas");
+    }
+    await mkdir(root, { recursive: true, mode: 0o711 });
+    const erofs = options.mode !== "fuse" && (await supportsErofs(root, log));
+    if (options.mode === "erofs" && !erofs) {
+      throw new ClipError("ARGUMENT_INVALID", "this kernel cannot mount layers with EROFS", {
+        hint: 'It takes Linux 6.12 and a root that is not on overlayfs; or set mount.mode = "fuse".',
+      });
+    }
+    const cache = await DiskCache.open({ directory: join(root, "cache"), log });
+    const layers = new Layers(options, erofs ? "erofs" : "fuse", cache);
+    await layers.#start();
+    return layers;
+  }
+
+  /** Starts what a layer needs, if it is not there; never fails. */
+  prefetch(target: LayerTarget): void {
+    this.ensure(target).catch((error: unknown) => {
+      this.#log.debug(
+        { layer: target.layerDigest, error: describeError(error) },
+        "a layer could not be made ready ahead of time",
+      );
+    });
+  }
+
+  /**
+   * Makes a layer ready to be mounted, however long that takes.
+   * @returns its number
+   * @throws ClipError LAYER_UNSUPPORTED, REGISTRY_*, CORRUPT_*, LIMIT_EXCEEDED, DISK_FULL, ABORTED
+   */
+  async ensure(target: LayerTarget, signal?: AbortSignal): Promise<number> {
+    const number = await this.#ensuring.run(
+      target.diffId,
+      (shared) => this.#queue.run(target.diffId, () => this.#ensureNow(target, shared)),
+      signal,
+    );
+    // Others may have asked for the same layer with other repositories.
+    this.#records.learn(target);
+    this.#wantedAt.set(number, ++this.#clock);
+    return number;
+  }
+
+  /**
+   * Mounts a layer if it is not mounted.
+   * @throws ClipError ARGUMENT_INVALID for a layer that is not known, SYSTEM_CALL, and what
+   *   {@link Layers.ensure} throws when something of the layer has been lost
+   */
+  async mount(number: number): Promise<MountedLayer> {
+    const { diffId } = this.#record(number);
+    return this.#queue.run(diffId, async () => {
+      const record = this.#record(number);
+      const path = this.mode === "fuse" ? await this.#mountTree(record) : await this.#mount(record);
+      return { path, opaqueRoot: record.opaqueRoot };
+    });
+  }
+
+  /** What of a layer is really on this node's disk, and how many inodes it has. */
+  async usage(number: number): Promise<{ bytes: number; inodes: number }> {
+    const { layerDigest, inodes } = this.#record(number);
+    const [data, meta] = await Promise.all([
+      this.#cache.bytesOnDisk(layerDigest),
+      this.#metaImages.bytesOnDisk(layerDigest),
+    ]);
+    return { bytes: data + meta, inodes };
+  }
+
+  /**
+   * Lets a layer go: its mounts, its bytes and its record; its index is kept. Nothing happens if the
+   * layer is not known, or has been asked for since. Never fails.
+   */
+  async release(number: number): Promise<void> {
+    const record = this.#records.byNumber(number);
+    if (record === undefined) return;
+    const askedAt = ++this.#clock;
+    try {
+      await this.#queue.run(record.diffId, async () => {
+        if ((this.#wantedAt.get(number) ?? 0) > askedAt) return;
+        await this.#remove(record);
+      });
+    } catch (error) {
+      this.#log.error({ number, error: describeError(error) }, "a layer could not be let go");
+    }
+  }
+
+  /** Answers a read that the FUSE threads handed over. */
+  handleRead(request: FuseReadRequest): void {
+    this.#active.handleRead(request);
+  }
+
+  /**
+   * Stops everything; what has been fetched is kept. Mounts are detached unless they are to be taken
+   * over by the next run; whoever uses one keeps it. The FUSE session is not touched.
+   */
+  async close({ keepMounts = false } = {}): Promise<void> {
+    await Promise.all([this.#ensuring.close(), this.#lookup?.close(), this.#fill?.close()]);
+    await this.#queue.idle();
+    if (!keepMounts) await this.#mounts.releaseAll();
+    await this.#active.close();
+    for (const index of this.#freshIndexes.values()) await index.close();
+    await Promise.all([this.#cache.close(), this.#metaImages.close()]);
+    this.#records.close();
+  }
+
+  async #start(): Promise<void> {
+    const records = this.#records.all();
+    const digests = records.map(({ layerDigest }) => layerDigest);
+    await this.#mounts.open();
+    await this.#mounts.sweep(new Set(records.map(({ number }) => number)));
+    await this.#metaImages.open(digests);
+    await this.#cache.sweep(digests);
+    for (const number of this.#mounts.servedByFuse()) {
+      const record = this.#record(number);
+      const blob = await this.#activate(record);
+      if (blob !== undefined) this.#fill?.schedule(blob);
+    }
+  }
+
+  async #ensureNow(target: LayerTarget, signal: AbortSignal): Promise<number> {
+    const known = this.#records.byDiffId(target.diffId);
+    if (known !== undefined && (await this.#isUsable(known))) return known.number;
+    return this.#prepare(target, signal);
+  }
+
+  async #prepare(target: LayerTarget, signal: AbortSignal): Promise<number> {
+    const { record, index } = await this.#preparer.prepare(target, signal);
+    await this.#freshIndexes.get(record.number)?.close();
+    this.#freshIndexes.set(record.number, index);
+    return record.number;
+  }
+
+  async #isUsable(record: LayerRecord): Promise<boolean> {
+    const { number, layerDigest, size } = record;
+    if (this.#active.has(number) || this.#freshIndexes.has(number)) return true;
+    if (!(await this.#metaImages.has(layerDigest))) return false;
+    if ((await this.#cache.completePath(layerDigest, size)) !== undefined) return true;
+    const index = await this.#openIndex(layerDigest);
+    await index?.close();
+    return index !== undefined;
+  }
+
+  async #mount(record: LayerRecord): Promise<string> {
+    const { number, layerDigest, size } = record;
+    const path = this.#mounts.path(number);
+    const complete = await this.#cache.completePath(layerDigest, size);
+    const current = await this.#mounts.current(number);
+    if (current === "local" || (current === "fuse" && complete === undefined)) return path;
+    const image = this.#metaImages.path(layerDigest);
+    if (complete !== undefined) {
+      await this.#ensureImage(record);
+      await this.#mounts.mount(number, image, complete, "local");
+      return path;
+    }
+    const blob = await this.#activate(record);
+    const device = join(this.#options.fuseMountpoint, String(number));
+    await this.#mounts.mount(number, image, device, "fuse");
+    if (blob !== undefined) this.#fill?.schedule(blob);
+    return path;
+  }
+
+  async #mountTree(record: LayerRecord): Promise<string> {
+    const blob = await this.#activate(record);
+    if (blob !== undefined) this.#fill?.schedule(blob);
+    return join(this.#options.fuseMountpoint, treeName(record.number));
+  }
+
+  /** Has the session serve a layer; its blob, unless it is complete. */
+  async #activate(record: LayerRecord): Promise<LayerBlob | undefined> {
+    const { number, layerDigest, size } = record;
+    if (this.#active.has(number)) return this.#active.blob(number);
+    await this.#ensureImage(record);
+    const image = this.mode === "fuse" ? await this.#metaImages.load(layerDigest) : undefined;
+    const complete = await this.#cache.completePath(layerDigest, size);
+    if (complete === undefined) {
+      const index = await this.#takeIndex(record);
+      if (index !== undefined) return this.#active.addPartial(record, index, image);
+    }
+    this.#active.addComplete(record, this.#cache.dataPath(layerDigest), image);
+    return undefined;
+  }
+
+  /** Makes sure that the metadata image is there: it may have been made by another version. */
+  async #ensureImage(record: LayerRecord): Promise<void> {
+    const { layerDigest } = record;
+    if (await this.#metaImages.has(layerDigest)) return;
+    const index = await this.#openIndex(layerDigest);
+    if (index === undefined) {
+      await this.#prepareAgain(record);
+      return;
+    }
+    try {
+      await this.#metaImages.make(index);
+    } finally {
+      await index.close();
+    }
+  }
+
+  /** The index of a layer; made anew if it has gone, undefined if the layer is complete then. */
+  async #takeIndex(record: LayerRecord): Promise<LayerIndexReader | undefined> {
+    const { number, layerDigest, size } = record;
+    const kept = this.#freshIndexes.get(number) ?? (await this.#openIndex(layerDigest));
+    if (kept === undefined) await this.#prepareAgain(record);
+    const index = kept ?? this.#freshIndexes.get(number);
+    this.#freshIndexes.delete(number);
+    if (kept !== undefined) return index;
+    const complete = await this.#cache.completePath(layerDigest, size);
+    if (complete === undefined) return index;
+    await index?.close();
+    return undefined;
+  }
+
+  async #prepareAgain(record: LayerRecord): Promise<void> {
+    const target = this.#targetOf(record, record.layerDigest);
+    await this.#prepare(target, AbortSignal.timeout(recoveryMs));
+  }
+
+  async #openAlternate(
+    record: LayerRecord,
+    layerDigest: Digest,
+    signal: AbortSignal,
+  ): Promise<SpanIndex | undefined> {
+    const target = this.#targetOf(record, layerDigest);
+    const found =
+      (await this.#openIndex(layerDigest)) ??
+      (await this.#preparer.publishedIndex(target, target.repositories, signal));
+    return found?.head.diffId === record.diffId ? found : undefined;
+  }
+
+  async #openIndex(layerDigest: Digest): Promise<LayerIndexReader | undefined> {
+    try {
+      return await this.#options.indexes.open(layerDigest);
+    } catch (error) {
+      if (!isClipError(error)) throw error;
+      this.#log.warn(
+        { layer: layerDigest, error: describeError(error) },
+        "a kept index is damaged",
+      );
+      return undefined;
+    }
+  }
+
+  /** The index lied about the layer: its mounts fail from now on, and it is forgotten. */
+  async #condemn(blob: LayerBlob): Promise<void> {
+    const { layerDigest, diffId } = blob.head;
+    blob.condemn(new ClipError("CORRUPT_LAYER", `${layerDigest} does not match its diffID`));
+    await this.#options.indexes.remove(layerDigest);
+    const record = this.#records.byDiffId(diffId);
+    if (record !== undefined) await this.#queue.run(diffId, () => this.#remove(record));
+  }
+
+  async #remove(record: LayerRecord): Promise<void> {
+    const { number, layerDigest } = record;
+    // The record goes first: what a crash leaves after that is swept at the next start.
+    this.#records.remove(number);
+    this.#wantedAt.delete(number);
+    await this.#freshIndexes.get(number)?.close();
+    this.#freshIndexes.delete(number);
+    await this.#mounts.release(number);
+    const blob = this.#active.blob(number);
+    if (blob !== undefined) await this.#fill?.cancel(blob);
+    await this.#active.remove(number);
+    await this.#cache.removeLayer(layerDigest);
+    await this.#metaImages.remove(layerDigest);
+  }
+
+  #record(number: number): LayerRecord {
+    const record = this.#records.byNumber(number);
+    if (record !== undefined) return record;
+    throw new ClipError("ARGUMENT_INVALID", `there is no layer ${number}`);
+  }
+
+  #targetOf(record: LayerRecord, layerDigest: Digest): LayerTarget {
+    const blob = this.#records
+      .blobs(record.diffId)
+      .find((candidate) => candidate.layerDigest === layerDigest);
+    if (blob !== undefined) return { ...blob, diffId: record.diffId };
+    throw new ClipError("REGISTRY_NOT_FOUND", `no repository of ${layerDigest} is known`);
+  }
+}
+
+/** Bound of making a layer ready again of which something was lost. */
+const recoveryMs = 10 * 60_000;

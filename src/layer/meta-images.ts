@@ -1,0 +1,137 @@
+/** The metadata images of this node's layers. They are only ever written here. */
+import { access, mkdir, readdir, readFile, rm, stat } from "node:fs/promises";
+import { join } from "node:path";
+import { Worker } from "node:worker_threads";
+import { digestKey, type Digest } from "../base/digest.ts";
+import { ClipError } from "../base/errors.ts";
+import type { LayerIndexReader } from "../index/reader.ts";
+import { makeMetaImage, type MetaAnswer, type MetaImage } from "./meta-image.ts";
+
+/** Changes whenever the same entries give another image, so that old images are made anew. */
+const imageVersion = 1;
+/** File tables up to this size take a few milliseconds, less than a thread costs to start. */
+const inlineBytesMax = 32 * 1024;
+
+/** What {@link MetaImages} is made with. */
+export interface MetaImagesOptions {
+  directory: string;
+  keepRuntimeDirectories: boolean;
+}
+
+/** The parts of a layer index that an image is made from. */
+export type ImageIndex = Pick<LayerIndexReader, "head" | "readFileTable">;
+
+interface Waiting {
+  resolve: (made: MetaImage) => void;
+  reject: (error: unknown) => void;
+}
+
+/** Makes and keeps one metadata image a layer. */
+export class MetaImages {
+  readonly #options: MetaImagesOptions;
+  readonly #waiting = new Map<number, Waiting>();
+  #worker: Worker | undefined;
+  #nextId = 1;
+
+  constructor(options: MetaImagesOptions) {
+    this.#options = options;
+  }
+
+  /** Creates the directory and deletes the images of all layers but these. */
+  async open(keep: Iterable<Digest>): Promise<void> {
+    const { directory } = this.#options;
+    await mkdir(directory, { recursive: true, mode: 0o700 });
+    const names = new Set<string>();
+    for (const digest of keep) names.add(this.#name(digest));
+    for (const name of await readdir(directory)) {
+      if (!names.has(name)) await rm(join(directory, name), { force: true, recursive: true });
+    }
+  }
+
+  path(layerDigest: Digest): string {
+    return join(this.#options.directory, this.#name(layerDigest));
+  }
+
+  /** Whether the image of a layer is there. */
+  async has(layerDigest: Digest): Promise<boolean> {
+    return access(this.path(layerDigest)).then(
+      () => true,
+      () => false,
+    );
+  }
+
+  /**
+   * Makes the image of a layer from its index.
+   * @throws ClipError CORRUPT_INDEX, CORRUPT_TAR, LAYER_UNSUPPORTED, LIMIT_EXCEEDED, DISK_FULL
+   */
+  async make(index: ImageIndex, signal?: AbortSignal): Promise<MetaImage> {
+    const { head } = index;
+    const order = {
+      fileTable: await index.readFileTable(signal),
+      diffId: head.diffId,
+      size: head.uncompressedSize,
+      imagePath: this.path(head.layerDigest),
+      keepRuntimeDirectories: this.#options.keepRuntimeDirectories,
+    };
+    if (order.fileTable.length <= inlineBytesMax) return makeMetaImage(order);
+    const worker = (this.#worker ??= this.#startWorker());
+    const id = this.#nextId++;
+    const { promise, resolve, reject } = Promise.withResolvers<MetaImage>();
+    this.#waiting.set(id, { resolve, reject });
+    worker.postMessage({ ...order, id }, []);
+    return promise;
+  }
+
+  /** The image of a layer, in memory that threads share. */
+  async load(layerDigest: Digest): Promise<SharedArrayBuffer> {
+    const image = await readFile(this.path(layerDigest));
+    const shared = new SharedArrayBuffer(image.length);
+    image.copy(new Uint8Array(shared));
+    return shared;
+  }
+
+  /** Bytes that the image of a layer takes on disk. */
+  async bytesOnDisk(layerDigest: Digest): Promise<number> {
+    return stat(this.path(layerDigest)).then(
+      (found) => found.blocks * 512,
+      () => 0,
+    );
+  }
+
+  async remove(layerDigest: Digest): Promise<void> {
+    await rm(this.path(layerDigest), { force: true });
+  }
+
+  async close(): Promise<void> {
+    await this.#worker?.terminate();
+  }
+
+  #name(layerDigest: Digest): string {
+    const variant = this.#options.keepRuntimeDirectories ? "k" : "";
+    return `${digestKey(layerDigest)}.v${imageVersion}${variant}.erofs`;
+  }
+
+  #startWorker(): Worker {
+    const worker = new Worker(new URL("./meta-worker.ts", import.meta.url));
+    worker.on("message", (answer: MetaAnswer) => {
+      const waiting = this.#waiting.get(answer.id);
+      this.#waiting.delete(answer.id);
+      if ("made" in answer) waiting?.resolve(answer.made);
+      else waiting?.reject(workerError(answer));
+    });
+    worker.on("error", (error) => this.#lose(worker, error));
+    worker.on("exit", () => this.#lose(worker, new ClipError("CLOSED", "the thread has ended")));
+    return worker;
+  }
+
+  #lose(worker: Worker, error: unknown): void {
+    if (this.#worker !== worker) return;
+    this.#worker = undefined;
+    for (const { reject } of this.#waiting.values()) reject(error);
+    this.#waiting.clear();
+  }
+}
+
+function workerError({ message, code }: Exclude<MetaAnswer, { made: MetaImage }>): Error {
+  return code === undefined ? new Error(message) : new ClipError(code, message);
+}

@@ -1,0 +1,63 @@
+/** Which repositories hold the blobs of a layer. */
+import { abortable } from "../base/concurrency.ts";
+import type { Digest } from "../base/digest.ts";
+import { ClipError, describeError } from "../base/errors.ts";
+import type { Log } from "../telemetry/log.ts";
+import type { CompressedBlob } from "./registry-source.ts";
+import type { LayerTarget, Repository } from "./target.ts";
+
+/** A blob in a repository, as the registry client reads it. */
+export interface RegistryBlob extends CompressedBlob {
+  /** Whether ranges of it can be had; asks for a byte of it. */
+  supportsRanges(signal?: AbortSignal): Promise<boolean>;
+  /** The whole blob in order, several ranges of it under way at once. */
+  parallelStream(options: {
+    connections: number;
+    chunkBytes: number;
+    signal?: AbortSignal;
+  }): AsyncIterable<Buffer>;
+}
+
+/** What layers need of the registry client. */
+export interface LayerRegistry {
+  has(repository: Repository, digest: Digest, signal?: AbortSignal): Promise<boolean>;
+  blob(repository: Repository, digest: Digest, size: number): RegistryBlob;
+}
+
+/**
+ * The repositories of a layer, those that have its blob first. A single one is not asked: reading
+ * shows soon enough whether it has it.
+ * @throws ClipError REGISTRY_* when none has it, ABORTED
+ */
+export async function repositoriesWithBlob(
+  registry: LayerRegistry,
+  target: LayerTarget,
+  signal: AbortSignal,
+  log: Log,
+): Promise<Repository[]> {
+  const { repositories, layerDigest } = target;
+  if (repositories.length === 1) return repositories;
+  let failure: unknown;
+  const answers = repositories.map(async (repository) => {
+    try {
+      return await registry.has(repository, layerDigest, signal);
+    } catch (error) {
+      failure = error;
+      log.debug(
+        { layer: layerDigest, host: repository.host, error: describeError(error) },
+        "a repository could not be asked for a layer",
+      );
+      return false;
+    }
+  });
+  // The first good one decides; those after it may take their time.
+  for (const [at, answer] of answers.entries()) {
+    const repository = repositories[at];
+    if (repository === undefined || !(await abortable(answer, signal))) continue;
+    return [repository, ...repositories.toSpliced(at, 1)];
+  }
+  throw (
+    failure ??
+    new ClipError("REGISTRY_NOT_FOUND", `no known repository has the layer ${layerDigest}`)
+  );
+}
