@@ -215,6 +215,23 @@ describe("EROFS over the layer blob", { timeout: 60_000 }, () => {
     await writeFile(imagePath, image);
   });
 
+  test("a session that closes under a mount fails its readers and hangs nobody", async () => {
+    const asked = Promise.withResolvers<void>();
+    const mountpoint = path.join(scratch, "fuse");
+    const session = await openFuseSession({
+      mountpoint,
+      layers: [layerOf(false)],
+      onRead: () => asked.resolve(),
+    });
+    await withErofs(mountpoint, async (directory) => {
+      const reader = run("cat", [path.join(directory, "sub/large")], { encoding: "buffer" });
+      const failure = assert.rejects(reader, /Input\/output error/);
+      await asked.promise;
+      await session.close();
+      await failure;
+    });
+  });
+
   test("readers that are killed leave no wrong bytes behind", async () => {
     await withSession({ present: false }, async (_session, mountpoint) => {
       await withErofs(mountpoint, async (directory) => {

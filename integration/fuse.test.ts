@@ -344,6 +344,41 @@ describe("a session outlives its process", () => {
   });
 });
 
+test("a session can be left and taken over, and the one that took it over can close it", async () => {
+  mountpoint = path.join(scratch, "mnt");
+  const connection = await openConnection(mountpoint);
+  try {
+    const options = { mountpoint, resume: connection, layers: [layerOf(false)] };
+    const asked = Promise.withResolvers<FuseReadRequest>();
+    const first = await openFuseSession({ ...options, onRead: asked.resolve });
+    const reader = sha256(path.join(mountpoint, "1"));
+    const { signal } = await asked.promise;
+    await first.detach();
+    assert.equal(signal.aborted, true);
+    const second = await openFuseSession({ ...options, onRead: replyFromFile });
+    assert.deepEqual(await reader, await sha256(dataPath));
+    await second.close();
+    const mounts = await readFile("/proc/self/mounts", "utf8");
+    assert.equal(mounts.includes(mountpoint), false);
+  } finally {
+    closeSync(connection.descriptor);
+  }
+});
+
+test("layers come and go while others are read", { timeout: 60_000 }, async () => {
+  const opened = await open((request) => void replyLater(request, 2));
+  opened.addLayer(layerOf(false));
+  const reading = Promise.all([1, 2, 3].map(() => sha256(path.join(mountpoint, "1"))));
+  for (let number = 2; number < 200; number++) {
+    opened.addLayer(layerOf(true, number));
+    if (number % 20 === 0) await run("sha256sum", [path.join(mountpoint, String(number))]);
+    if (number > 10) opened.removeLayer(number - 8);
+    await delay(1);
+  }
+  const [original] = await sha256(dataPath);
+  assert.deepEqual((await reading).flat(), [original, original, original]);
+});
+
 function startServer(
   parameters: string[],
   stdio: ("ignore" | "pipe" | "inherit" | number)[],

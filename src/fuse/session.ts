@@ -100,6 +100,8 @@ export class FuseSession {
     this.#descriptor = descriptor;
     this.#mount = mount;
     this.#log = (options.log ?? silentLog).child({ part: "fuse" });
+    // Nobody waits for it in a session that is taken over, which may end all the same.
+    this.#initialized.promise.catch(() => {});
     this.#threads = new FuseThreads({
       descriptor,
       count: options.threads ?? defaultThreads,
