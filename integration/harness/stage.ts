@@ -1,0 +1,83 @@
+/** A whole node for a test: clip, containerd before it, and the registry that they pull from. */
+import assert from "node:assert/strict";
+import { readdir } from "node:fs/promises";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { ClipDaemon, type ClipSettings } from "./clip.ts";
+import { Containerd, type ContainerdOptions } from "./containerd.ts";
+import type { TestRegistry } from "./registry.ts";
+import type { Sandbox } from "./sandbox.ts";
+
+/** How layers are mounted. */
+export const mountModes = ["erofs", "fuse"] as const;
+export type MountMode = (typeof mountModes)[number];
+
+/** How a node is started. */
+export interface StageOptions extends Omit<ContainerdOptions, "clipAddress"> {
+  mode: MountMode;
+  registry: TestRegistry;
+  /** Further settings of clip. */
+  settings?: ClipSettings;
+}
+
+/** A node that is running. */
+export interface Stage {
+  clip: ClipDaemon;
+  containerd: Containerd;
+}
+
+/** Starts a node in a sandbox. Layers are not completed in the background unless settings say so. */
+export async function startStage(sandbox: Sandbox, options: StageOptions): Promise<Stage> {
+  const name = options.name ?? "node";
+  const clip = await ClipDaemon.start(sandbox, {
+    containerdAddress: sandbox.path(`${name}-containerd`, "containerd.sock"),
+    name: `${name}-clip`,
+    settings: {
+      ...options.settings,
+      log: { level: "debug" },
+      mount: { mode: options.mode },
+      layer: { background_fill: false, ...options.settings?.["layer"] },
+      registry: {
+        host: [{ name: options.registry.host, plain_http: true }],
+        ...options.settings?.["registry"],
+      },
+    },
+  });
+  const containerd = await Containerd.start(sandbox, {
+    ...options,
+    name: `${name}-containerd`,
+    clipAddress: clip.address,
+  });
+  return { clip, containerd };
+}
+
+/**
+ * Removes every container and image, and fails unless all that belonged to them is gone: snapshots,
+ * mounts of layers, and directories of snapshots. What clip caches of layers may stay.
+ */
+export async function assertNothingLeft({ clip, containerd }: Stage): Promise<void> {
+  await containerd.prune();
+  let left: string[] = [];
+  for (let tries = 0; tries < 100; tries++) {
+    left = await leftovers(clip, containerd);
+    if (left.length === 0) return;
+    await sleep(100);
+  }
+  assert.deepEqual(left, [], "nothing is left of containers and images");
+}
+
+async function leftovers(clip: ClipDaemon, containerd: Containerd): Promise<string[]> {
+  const snapshots = await containerd.snapshots("clip");
+  const mounts = clip.mounts().filter((mountpoint) => !isSession(clip, mountpoint));
+  const directories: string[] = [];
+  for (const kind of ["s", "w", "trash"]) {
+    const names = await readdir(path.join(clip.root, kind)).catch(() => []);
+    directories.push(...names.map((name) => path.join(kind, name)));
+  }
+  return [...snapshots, ...mounts, ...directories];
+}
+
+/** The one FUSE mount through which all layers are served lives as long as the daemon. */
+function isSession(clip: ClipDaemon, mountpoint: string): boolean {
+  return path.dirname(mountpoint) === clip.state;
+}
