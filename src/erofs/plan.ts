@@ -211,6 +211,8 @@ class Planner {
         const isInline = fitsInline(xattrs, target.length);
         return {
           ...common,
+          // Linux gives symbolic links no other permissions.
+          attributes: { ...entry, mode: 0o777 },
           content: { kind: "symlink", target },
           size: target.length,
           layout: isInline ? layoutInline : layoutPlain,
