@@ -44,9 +44,8 @@ export class GzipIndexBuilder {
 
   readonly #input = allocateFixed(inputBytes);
   #inputLength = 0;
-  // Offset of the first byte of #input in the compressed stream, and the byte before it.
+  // Offset of the first byte of #input in the compressed stream.
   #inputOffset = 0;
-  #previousByte = 0;
 
   // The last output of the round before is kept in front, as the window of a checkpoint.
   readonly #output = allocateFixed(windowBytesMax + outputBytes);
@@ -54,10 +53,9 @@ export class GzipIndexBuilder {
   #emittedEnd = windowBytesMax;
 
   #produced = 0;
-  #memberStart = 0;
-  // End of the last member of which something came out.
-  #outputMemberEnd = 0;
-  #current: { checkpoint: Checkpoint; traced: boolean } | undefined;
+  // Where the last complete member ends in the compressed stream.
+  #memberEnd = 0;
+  #checkpoint: Checkpoint | undefined;
   readonly #checkpoints: IndexedCheckpoint[] = [];
 
   constructor(options: GzipIndexOptions) {
@@ -86,7 +84,7 @@ export class GzipIndexBuilder {
   end(): GzipIndex {
     return this.#guard(() => {
       if (this.#position === "in member") throw corrupt("the gzip stream is cut short");
-      this.#closeSpan(this.#outputMemberEnd);
+      this.#closeSpan(this.#memberEnd);
       this.close();
       return {
         checkpoints: this.#checkpoints,
@@ -119,14 +117,13 @@ export class GzipIndexBuilder {
   }
 
   #take(chunk: Buffer): void {
-    if (this.#inputLength > 0) this.#previousByte = this.#input.bytes[this.#inputLength - 1]!;
     this.#inputOffset += this.#inputLength;
     // Copied, since zlib keeps a pointer to it between calls; these are the compressed bytes, and
     // they are few.
     chunk.copy(this.#input.bytes);
     this.#inputLength = chunk.length;
     this.#stream.setInput(this.#input, 0, chunk.length);
-    if (this.#current?.traced === true) this.#trace.feed(this.#input, 0, chunk.length);
+    this.#trace.feed(this.#input, 0, chunk.length);
   }
 
   // Goes on by one call of zlib at most; false when the input is used up.
@@ -155,7 +152,7 @@ export class GzipIndexBuilder {
 
     if (outcome === "end") {
       this.#position = "after member";
-      if (this.#produced > this.#memberStart) this.#outputMemberEnd = this.#consumed();
+      this.#memberEnd = this.#consumed();
       return true;
     }
     if (stream.atBlockStart && this.#untilDue() === 0) this.#setCheckpoint();
@@ -169,8 +166,8 @@ export class GzipIndexBuilder {
 
   /** Bytes of output until the next checkpoint is due. */
   #untilDue(): number {
-    if (this.#current === undefined) return 0;
-    const { uncompressedOffset } = this.#current.checkpoint;
+    if (this.#checkpoint === undefined) return 0;
+    const { uncompressedOffset } = this.#checkpoint;
     return Math.max(0, uncompressedOffset + this.#options.spanBytes - this.#produced);
   }
 
@@ -187,7 +184,7 @@ export class GzipIndexBuilder {
     const chunk = this.#output.bytes.subarray(this.#emittedEnd, this.#outputEnd);
     if (chunk.length === 0) return;
     this.#emittedEnd = this.#outputEnd;
-    if (this.#current?.traced === true) this.#trace.compare(chunk);
+    this.#trace.compare(chunk);
     this.#options.onOutput(chunk);
     if (this.#outputEnd < this.#output.bytes.length) return;
     this.#output.bytes.copyWithin(0, this.#outputEnd - windowBytesMax);
@@ -198,33 +195,27 @@ export class GzipIndexBuilder {
   #setCheckpoint(): void {
     const { inputLeft, unusedBits } = this.#stream;
     const consumed = this.#consumed();
-    // At the start of a member there is nothing that it could refer to.
-    const traced = this.#produced > this.#memberStart;
-    this.#closeSpan(traced ? consumed : this.#outputMemberEnd);
-    this.#current = {
-      checkpoint: {
-        compressedOffset: unusedBits === 0 ? consumed : consumed - 1,
-        bitOffset: unusedBits === 0 ? 0 : 8 - unusedBits,
-        uncompressedOffset: this.#produced,
-      },
-      traced,
+    this.#closeSpan(consumed);
+    this.#checkpoint = {
+      compressedOffset: unusedBits === 0 ? consumed : consumed - 1,
+      bitOffset: unusedBits === 0 ? 0 : 8 - unusedBits,
+      uncompressedOffset: this.#produced,
     };
-    if (!traced) return;
-    const window = this.#output.bytes.subarray(this.#outputEnd - windowBytesMax, this.#outputEnd);
+    // zlib never holds back a boundary until there is more input: it took a byte of this input.
     const next = this.#inputLength - inputLeft;
-    const partialByte = next === 0 ? this.#previousByte : this.#input.bytes[next - 1]!;
-    this.#trace.start(window, unusedBits, partialByte);
+    assert(next > 0, "a boundary is found when its last bit is there");
+    const window = this.#output.bytes.subarray(this.#outputEnd - windowBytesMax, this.#outputEnd);
+    this.#trace.start(window, unusedBits, this.#input.bytes[next - 1]!);
     this.#trace.feed(this.#input, next, this.#inputLength);
   }
 
   #closeSpan(compressedEnd: number): void {
     this.#emit();
-    if (this.#current === undefined) return;
-    const { checkpoint, traced } = this.#current;
-    const length = this.#produced - checkpoint.uncompressedOffset;
+    if (this.#checkpoint === undefined) return;
+    const length = this.#produced - this.#checkpoint.uncompressedOffset;
     if (length === 0) return;
-    const window = traced ? this.#trace.usedWindow() : Buffer.alloc(0);
-    const indexed = { ...checkpoint, length, compressedEnd, window };
+    const window = this.#trace.usedWindow();
+    const indexed = { ...this.#checkpoint, length, compressedEnd, window };
     this.#checkpoints.push(indexed);
     this.#options.onSpan?.(indexed);
   }
@@ -236,7 +227,6 @@ export class GzipIndexBuilder {
       return true;
     }
     this.#position = "in member";
-    this.#memberStart = this.#produced;
     this.#stream.reset();
     return true;
   }

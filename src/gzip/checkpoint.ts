@@ -22,7 +22,7 @@ export interface IndexedCheckpoint extends Checkpoint {
   length: number;
   /**
    * End (exclusive) of the compressed bytes that yield these bytes: where the next checkpoint
-   * is, or the end of a gzip member. It does not depend on how the stream was cut into chunks.
+   * is, or the end of the last gzip member.
    */
   compressedEnd: number;
   /**
@@ -34,7 +34,10 @@ export interface IndexedCheckpoint extends Checkpoint {
   window: Buffer;
 }
 
-/** Where decoding of a gzip stream can restart, in order. */
+/**
+ * Where decoding of a gzip stream can restart, in order. The same stream has the same index,
+ * whatever the chunks in which it was read.
+ */
 export interface GzipIndex {
   /** The first one is at uncompressed offset 0; none when nothing comes out of the stream. */
   checkpoints: IndexedCheckpoint[];

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { gzipSync } from "node:zlib";
+import { deflateRawSync, gzipSync } from "node:zlib";
 import fc from "fast-check";
 import { isClipError } from "../base/errors.ts";
 import { decodeSpan, decodeSpanSync } from "./decode.ts";
@@ -72,6 +72,27 @@ test("a span that is longer than its compressed bytes yield is an error", async 
 test("a span that is shorter than its compressed bytes yield is an error", async () => {
   for (const request of requests) {
     assert.equal(await outcome({ ...request, length: request.length - 1 }), "corrupt");
+  }
+});
+
+test("no more is decoded than was asked for", async () => {
+  const bomb = deflateRawSync(sample("zeros", 50_000_000));
+  const tooLarge = (error: unknown): boolean =>
+    isClipError(error, "CORRUPT_GZIP") &&
+    error.cause instanceof RangeError &&
+    "code" in error.cause &&
+    error.cause.code === "ERR_BUFFER_TOO_LARGE";
+  for (const bombAt of [0, 1]) {
+    const member = gzipSync(bytes.subarray(0, 100)).subarray(10);
+    const compressed = bombAt === 0 ? bomb : Buffer.concat([member, gzipSync(bytes)]);
+    const request = {
+      compressed,
+      checkpoint: { bitOffset: 0 },
+      window: Buffer.alloc(0),
+      length: 1000,
+    };
+    await assert.rejects(decodeSpan(request), tooLarge);
+    assert.throws(() => decodeSpanSync(request), tooLarge);
   }
 });
 

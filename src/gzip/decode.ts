@@ -1,7 +1,7 @@
 /** The bytes between two checkpoints, decoded with Node's own zlib. */
+import { promisify } from "node:util";
 import { constants, gunzip, gunzipSync, inflateRaw, inflateRawSync } from "node:zlib";
 import type { ZlibOptions } from "node:zlib";
-import { promisify } from "node:util";
 import { ClipError } from "../base/errors.ts";
 import { alignToBlock } from "./bit-phase.ts";
 import { windowBytesMax } from "./checkpoint.ts";
@@ -26,7 +26,7 @@ export interface SpanRequest {
  */
 export async function decodeSpan(request: SpanRequest): Promise<Buffer> {
   const head = firstMember(request);
-  const first = await inflateRawAsync(head.compressed, head.options).catch(rethrow);
+  const first = asInflated(await inflateRawAsync(head.compressed, head.options).catch(rethrow));
   const tail = furtherMembers(request, head, first);
   if (tail === undefined) return exactly(request, first.buffer);
   const further = await gunzipAsync(tail.compressed, tail.options).catch(rethrow);
@@ -60,13 +60,10 @@ interface Part {
 // CRC-32 and length (RFC 1952, section 2.3.1).
 const memberTrailerBytes = 8;
 
+const inflateRawAsync = promisify<Buffer, ZlibOptions, unknown>(inflateRaw);
 const gunzipAsync = promisify<Buffer, ZlibOptions, Buffer>(gunzip);
 
-async function inflateRawAsync(compressed: Buffer, options: ZlibOptions): Promise<Inflated> {
-  return asInflated(await promisify<Buffer, ZlibOptions, Buffer>(inflateRaw)(compressed, options));
-}
-
-// The declared types do not know the option `info`.
+// With the option `info` zlib's answer is this, which its declared types leave out.
 function asInflated(answer: unknown): Inflated {
   return answer as Inflated;
 }

@@ -181,7 +181,8 @@ function bindCalls(): ZlibCalls {
 }
 
 function bindFrom(library: string | null): ZlibCalls {
-  const zlib = koffi.load(library);
+  // deep: its own symbols go before those of the same name elsewhere in the process.
+  const zlib = koffi.load(library, { deep: library !== null });
   const zlibVersion = zlib.func("const char *zlibVersion()") as unknown as () => string;
   const bind = (declaration: string): never => zlib.func(declaration) as never;
   return {
