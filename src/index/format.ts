@@ -10,7 +10,7 @@ import type { LayerIndex } from "./model.ts";
 import { encodeSpans } from "./spans.ts";
 
 /** Bytes before the head. */
-export const preambleBytes = 16;
+const preambleBytes = 16;
 
 const magic = Buffer.from("clipidx\0");
 const version = 1;

@@ -19,7 +19,7 @@ import { openLayerIndex } from "./reader.ts";
 import { bufferSource } from "./sources.ts";
 
 /** Type of the artifact; the number is the version of the format. */
-export const indexArtifactType = "application/vnd.clip.layer-index.v1";
+const indexArtifactType = "application/vnd.clip.layer-index.v1";
 
 /** Annotations of each blob. */
 const annotationKeys = {
@@ -41,6 +41,8 @@ const emptyConfig = Buffer.from("{}");
 export interface PublishedIndex {
   /** Digest of the whole encoded index. */
   digest: Digest;
+  /** Bytes of the whole encoded index. */
+  size: number;
   headDigest: Digest;
   /** Bytes at its beginning that hold all but the windows. */
   prefixBytes: number;
@@ -79,8 +81,8 @@ export async function findLayerIndexes(
     }),
   );
   const found = new Map<Digest, PublishedIndex[]>();
-  for (const { layerDigest, size, ...index } of artifacts.flat()) {
-    const source = registry.blob(repository, index.digest, size);
+  for (const { layerDigest, ...index } of artifacts.flat()) {
+    const source = registry.blob(repository, index.digest, index.size);
     found.set(layerDigest, [...(found.get(layerDigest) ?? []), { ...index, source }]);
   }
   return found;
@@ -138,7 +140,7 @@ async function describeIndex({ layerDigest, encoded }: NewIndex): Promise<Descri
   };
 }
 
-type IndexDescription = Omit<PublishedIndex, "source"> & { layerDigest: Digest; size: number };
+type IndexDescription = Omit<PublishedIndex, "source"> & { layerDigest: Digest };
 
 // What makes no sense is left out: the layer then has no index, which is no error.
 function readArtifact(manifest: Manifest, subject: Digest): IndexDescription[] {

@@ -57,6 +57,7 @@ async function publish(encoded: Buffer): Promise<PublishedIndex & { reads: strin
   };
   return {
     digest: digestOf(encoded),
+    size: encoded.length,
     headDigest: digestOf(encoded.subarray(0, sizes.head)),
     prefixBytes: sizes.total - sizes.windows,
     source,

@@ -224,8 +224,6 @@ export class BlobReader implements RangeSource {
     if (encoding !== undefined && encoding !== "identity") {
       throw this.#protocol("the answer is encoded though it must not be", status);
     }
-    // An aborted body reports that as an error, of which nobody may be listening any more.
-    body.on("error", () => {});
     if (status === 206) {
       const range = response.header("content-range") ?? "";
       const [, first, last, total] = /^bytes (\d+)-(\d+)\/(\d+|\*)$/.exec(range) ?? [];

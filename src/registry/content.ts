@@ -212,7 +212,7 @@ function mediaTypeOf(response: RegistryResponse, bytes: Buffer): string {
 }
 
 /** What the authorization for reading a repository must cover. */
-export function pullScope(repository: Repository): string {
+function pullScope(repository: Repository): string {
   return `repository:${repository.name}:pull`;
 }
 

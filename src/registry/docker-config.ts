@@ -29,7 +29,7 @@ const configSchema = v.object({
 type DockerConfigFile = v.InferOutput<typeof configSchema>;
 
 /** Where Docker's configuration is unless told otherwise: `$DOCKER_CONFIG` or `~/.docker`. */
-export function defaultDockerConfigPath(): string {
+function defaultDockerConfigPath(): string {
   return join(process.env["DOCKER_CONFIG"] ?? join(homedir(), ".docker"), "config.json");
 }
 

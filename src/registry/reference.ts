@@ -51,7 +51,7 @@ export function parseReference(text: string): Reference {
  * Reads a repository name without tag or digest, with the defaults of {@link parseReference}.
  * @throws ClipError ARGUMENT_INVALID
  */
-export function parseRepository(text: string): Repository {
+function parseRepository(text: string): Repository {
   const slash = text.indexOf("/");
   const first = slash < 0 ? "" : text.slice(0, slash);
   const hasHost = /[.:]/.test(first) || first === "localhost";

@@ -156,14 +156,14 @@ export class Session {
     return target;
   }
 
-  #once(
+  async #once(
     wanted: RegistryRequest,
     url: URL,
     authorization: string | undefined,
   ): Promise<Dispatcher.ResponseData> {
     const { method, body, signal } = wanted;
     const ours = url.origin === this.origin;
-    return request(url, {
+    const response = await request(url, {
       method,
       dispatcher: this.#dispatcher,
       headers: {
@@ -176,6 +176,9 @@ export class Session {
       ...(body === undefined ? {} : { body: typeof body === "function" ? body() : body }),
       ...(signal === undefined ? {} : { signal }),
     });
+    // A body that is aborted before or after it is read reports that to nobody.
+    response.body.on("error", () => {});
+    return response;
   }
 }
 
