@@ -77,16 +77,20 @@ export async function startRedisCluster(
     nodes.push(await startRedis(path.join(directory, name), [...clusterArgs, ...args], port));
   }
   const addresses = nodes.map(({ port }) => `127.0.0.1:${port}`);
-  const cli = (cliArgs: readonly string[]) =>
-    run(tool("redis-cli"), cliArgs, { env: toolEnvironment() });
-  await cli(["--cluster", "create", ...addresses, "--cluster-yes"]);
+  const create = ["--cluster", "create", ...addresses, "--cluster-yes"];
+  await run(tool("redis-cli"), create, { env: toolEnvironment() });
   const deadline = Date.now() + 30_000;
   for (const { port } of nodes) {
-    while (!(await cli(["-p", `${port}`, "cluster", "info"])).includes("cluster_state:ok")) {
+    while (!(await redisCommand(port, ["cluster", "info"])).includes("cluster_state:ok")) {
       if (Date.now() > deadline) throw new Error("the cluster did not come up");
     }
   }
   return nodes;
+}
+
+/** What Redis answers to a command. */
+export function redisCommand(port: number, args: readonly string[]): Promise<string> {
+  return run(tool("redis-cli"), ["-p", `${port}`, ...args], { env: toolEnvironment() });
 }
 
 /** A port that nothing listens on. */

@@ -91,7 +91,7 @@ export class Operations {
  * once all of it has ended.
  */
 export async function forEachParallel<Item>(
-  items: AsyncGenerator<Item, void, undefined>,
+  items: AsyncGenerator<Item, void, undefined> | Generator<Item, void, undefined>,
   parallel: number,
   signal: AbortSignal,
   work: (item: Item, index: number, signal: AbortSignal) => Promise<void>,
@@ -113,7 +113,7 @@ export async function forEachParallel<Item>(
     };
     await Promise.all(Array.from({ length: parallel }, runner));
     if (failures.length === 0) return;
-    await items.return();
+    await items.return(undefined);
     throw failures[0];
   });
 }

@@ -39,13 +39,13 @@ describe("with a server that misbehaves", () => {
     seen.length = 0;
   });
 
-  function open(attempts = 1) {
+  function open(attempts = 1, requestTimeoutMs = 500) {
     return openS3Cache({
       bucket: "clip",
       endpoint: `http://127.0.0.1:${port}`,
       pathStyle: true,
       credentials: { accessKeyId: "id", secretAccessKey: "hidden" },
-      requestTimeoutMs: 500,
+      requestTimeoutMs,
       attempts,
     });
   }
@@ -88,10 +88,11 @@ describe("with a server that misbehaves", () => {
   test("a fault that passes is not seen when there are attempts left", async () => {
     let requests = 0;
     handler = (request, response) => {
-      const answer = ++requests === 1 ? status(503, "SlowDown") : partial("bytes 10-19/100", 10);
+      const answer =
+        ++requests === 1 ? status(500, "InternalError") : partial("bytes 10-19/100", 10);
       answer(request, response);
     };
-    const cache = await open(2);
+    const cache = await open(2, 30_000);
     assert.notEqual(await cache.read(freshKey(), 10, Buffer.alloc(10)), undefined);
     await cache.close();
   });
