@@ -248,6 +248,13 @@ export class Layers {
     }
   }
 
+  /** Lets every layer go whose number is not among `inUse`: a crash may have left such. */
+  async releaseUnused(inUse: Iterable<number>): Promise<void> {
+    const used = new Set(inUse);
+    const unused = this.#records.all().filter(({ number }) => !used.has(number));
+    await Promise.all(unused.map(({ number }) => this.release(number)));
+  }
+
   /** Answers a read that the FUSE threads handed over. */
   handleRead(request: FuseReadRequest): void {
     this.#active.handleRead(request);

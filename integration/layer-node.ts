@@ -1,0 +1,68 @@
+/** One node's layers in this process, without containerd, for tests. */
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import { openFuseSession, type FuseSession } from "../src/fuse/session.ts";
+import { findLayerIndexes } from "../src/index/published.ts";
+import { IndexStore } from "../src/index/store.ts";
+import { Layers, type LayersOptions } from "../src/layer/layers.ts";
+import { RegistryClient } from "../src/registry/client.ts";
+import { openLog } from "../src/telemetry/log.ts";
+
+/** How a node differs from the usual one. */
+export type NodeSettings = Partial<
+  Pick<LayersOptions, "mode" | "backgroundFillDelayMs" | "memoryBytesMax" | "findIndexes">
+> & { lookup?: boolean };
+
+/** Layers with all that they need. */
+export interface LayerNode {
+  layers: Layers;
+  session: FuseSession;
+  registry: RegistryClient;
+  indexes: IndexStore;
+  /** Stops as a daemon stops that is asked to. */
+  close(): Promise<void>;
+  /** Stops as a daemon that dies: the mounts of the layers stay, the FUSE session ends. */
+  die(): Promise<void>;
+}
+
+/** Opens a node below `directory`, which may have been one before. */
+export async function openNode(directory: string, settings: NodeSettings = {}): Promise<LayerNode> {
+  const { lookup = true, mode = "auto", ...others } = settings;
+  const log = openLog("error");
+  const root = join(directory, "root");
+  const fuseMountpoint = join(directory, "fuse");
+  await mkdir(root, { recursive: true });
+  const registry = new RegistryClient({
+    dockerConfig: join(directory, "none.json"),
+    retries: 1,
+    log,
+  });
+  const indexes = new IndexStore({ directory: join(root, "index"), bytesMax: 1e9, log });
+  await indexes.start();
+  let layers: Layers | undefined;
+  const session = await openFuseSession({
+    mountpoint: fuseMountpoint,
+    onRead: (request) => layers?.handleRead(request),
+    log,
+  });
+  const opened = await Layers.open({
+    ...{ root, session, fuseMountpoint, registry, indexes, mode, log },
+    ...(lookup && {
+      findIndexes: (repository, manifest, signal) =>
+        findLayerIndexes(registry, repository, manifest, { log, signal }),
+    }),
+    ...others,
+  });
+  layers = opened;
+  const stop = async (keepMounts: boolean) => {
+    await opened.close({ keepMounts });
+    await session.close();
+    await indexes.close();
+    await registry.close();
+  };
+  return {
+    ...{ layers: opened, session, registry, indexes },
+    close: () => stop(false),
+    die: () => stop(true),
+  };
+}
