@@ -15,6 +15,7 @@ export class SnapshotDirectories {
   readonly #work: string;
   readonly #trash: string;
   readonly #log: Log;
+  readonly #moving = new Set<Promise<unknown>>();
   #sweeping: Promise<void> | undefined;
   #sweepAgain = false;
   #closed = false;
@@ -63,13 +64,19 @@ export class SnapshotDirectories {
   /** Gets rid of the directories of a snapshot, if it has any; they are deleted later. */
   async discard(id: number): Promise<void> {
     const { upper, work } = this.of(id);
-    await this.#moveToTrash(upper);
-    await this.#moveToTrash(work);
-    this.#sweep();
+    const moving = Promise.all([this.#moveToTrash(upper), this.#moveToTrash(work)]);
+    this.#moving.add(moving);
+    try {
+      await moving;
+    } finally {
+      this.#moving.delete(moving);
+      this.#sweep();
+    }
   }
 
   /** Waits until all that was discarded is deleted, as far as that is possible. */
   async drain(): Promise<void> {
+    await Promise.allSettled(this.#moving);
     this.#sweep();
     while (this.#sweeping !== undefined) await this.#sweeping;
   }
@@ -77,6 +84,7 @@ export class SnapshotDirectories {
   /** Stops deleting; the rest is deleted by the next clip. */
   async close(): Promise<void> {
     this.#closed = true;
+    await Promise.allSettled(this.#moving);
     await this.#sweeping;
   }
 
