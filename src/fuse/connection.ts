@@ -3,7 +3,7 @@ import { closeSync, openSync } from "node:fs";
 import { mkdir, realpath, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { ClipError, describeError } from "../base/errors.ts";
-import { MNT_DETACH, mount, MS_NODEV, MS_NOSUID, MS_RDONLY, unmount } from "../os/libc.ts";
+import { MNT_DETACH, mount, MS_RDONLY, unmount } from "../os/libc.ts";
 import type { Log } from "../telemetry/log.ts";
 import { findMount, type MountEntry } from "./mount-table.ts";
 import { readBytesMax } from "./protocol.ts";
@@ -94,7 +94,8 @@ async function mountOn(mountpoint: string, descriptor: number): Promise<void> {
     source: "clip",
     target: mountpoint,
     type: fileSystemType,
-    flags: MS_RDONLY | MS_NOSUID | MS_NODEV,
+    // Not nosuid and nodev: a bind mount of a tree would inherit them, and a layer may be bound alone.
+    flags: MS_RDONLY,
     data: [...data, "allow_other", "default_permissions"].join(","),
   });
 }

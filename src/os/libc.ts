@@ -17,10 +17,8 @@ const clockGettimeCall = libc.func("int clock_gettime(int clock, void *time)");
 const fallocateCall = libc.func("int fallocate(int fd, int mode, int64_t offset, int64_t length)");
 const flockCall = libc.func("int flock(int fd, int operation)");
 
-/** mount(2) flags. */
+/** mount(2): read-only. */
 export const MS_RDONLY = 1;
-export const MS_NOSUID = 2;
-export const MS_NODEV = 4;
 /** umount2(2): detach now, clean up when no longer busy. */
 export const MNT_DETACH = 2;
 
