@@ -42,7 +42,7 @@ export function parseHeader(block: Buffer): TarHeader {
   verifyChecksum(block);
   return {
     name: fullName(block),
-    linkName: field(block, 157, 100),
+    linkName: block[157] === 0 ? noBytes : field(block, 157, 100),
     typeFlag: block[156] ?? 0,
     mode: parseNumber(block, 100, 8, "mode"),
     uid: parseNumber(block, 108, 8, "user id"),
@@ -76,6 +76,8 @@ export function parseNumber(block: Buffer, offset: number, length: number, what:
 }
 
 const zeroBlock = Buffer.alloc(blockBytes);
+const noBytes = Buffer.alloc(0);
+const magic = Buffer.from("ustar");
 const space = 0x20;
 
 function verifyChecksum(block: Buffer): void {
@@ -100,16 +102,13 @@ function fullName(block: Buffer): Buffer {
   return prefix.length === 0 ? name : Buffer.concat([prefix, Buffer.from("/"), name]);
 }
 
-const noBytes = Buffer.alloc(0);
-
 function prefixOf(block: Buffer): Buffer {
-  // "ustar" is followed by a NUL in POSIX archives and by a space in GNU's.
-  if (block.toString("latin1", 257, 262) !== "ustar") return noBytes;
-  if (block[262] !== space) {
-    const isStar = block.toString("latin1", 508, 512) === "tar\0";
-    return field(block, 345, isStar ? 131 : 155);
-  }
-  return gnuPrefix(block);
+  if (block.compare(magic, 0, magic.length, 257, 262) !== 0) return noBytes;
+  // The magic is followed by a NUL in POSIX archives and by a space in GNU's.
+  if (block[262] === space) return gnuPrefix(block);
+  if (block[345] === 0) return noBytes;
+  const isStar = block.toString("latin1", 508, 512) === "tar\0";
+  return field(block, 345, isStar ? 131 : 155);
 }
 
 // GNU headers have times in place of the prefix. But the tar writer of Go before 1.8 put a prefix

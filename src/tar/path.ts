@@ -28,7 +28,7 @@ export function normalisePath(raw: Buffer): Buffer {
     at = end + 1;
   }
   if (length > pathBytesMax) throw exceeded("the length of a path", length, pathBytesMax);
-  return path.subarray(0, length);
+  return length === path.length ? path : path.subarray(0, length);
 }
 
 function parentLength(path: Buffer, length: number): number {
