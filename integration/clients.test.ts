@@ -3,7 +3,7 @@
  * of both generations, both ways to mount a layer.
  */
 import assert from "node:assert/strict";
-import { after, before, describe, test } from "node:test";
+import { after, afterEach, before, describe, test } from "node:test";
 import { clip } from "./harness/clip.ts";
 import { CriClient } from "./harness/cri.ts";
 import { fixtures, makeBase, makePause } from "./harness/fixtures.ts";
@@ -13,6 +13,9 @@ import { Sandbox } from "./harness/sandbox.ts";
 import { assertNothingLeft, mountModes, startStage, type Stage } from "./harness/stage.ts";
 import { containerdGenerations } from "./harness/tools.ts";
 import { assertProcessSees, listTree, type Tree } from "./harness/tree.ts";
+
+/** Bytes of an image of which only a part is needed to start. */
+const LARGE = 4_000_000;
 
 let images: Sandbox;
 let registry: TestRegistry;
@@ -65,6 +68,7 @@ for (const generation of containerdGenerations) {
         });
       });
 
+      afterEach(() => assertNothingLeft(stage));
       after(() => sandbox.close());
 
       for (const fixture of fixtures) {
@@ -88,10 +92,12 @@ async function showsTree(stage: Stage, fixture: string): Promise<void> {
   ]);
   const started = registry.blobBytes(`test/${fixture}`);
   const total = image.layers.reduce((sum, { size }) => sum + size, 0);
-  assert.ok(started < total, `${started} of ${total} bytes were fetched to start`);
+  // The programs of a small image are most of it.
+  if (total > LARGE) {
+    assert.ok(started < total / 2, `${started} of ${total} bytes were fetched to start`);
+  }
   const pid = Number(await containerd.nerdctl(["inspect", "-f", "{{.State.Pid}}", "tree"]));
   await assertProcessSees(pid, tree);
-  await assertNothingLeft(stage);
 }
 
 async function useNerdctl(stage: Stage): Promise<void> {
@@ -118,7 +124,6 @@ async function useNerdctl(stage: Stage): Promise<void> {
   await nerdctl("rmi", "-f", "committed:1");
   await nerdctl("image", "prune", "--all", "--force");
   assert.equal(await nerdctl("images", "-q"), "");
-  await assertNothingLeft(stage);
 }
 
 async function runUnindexed(stage: Stage): Promise<void> {
@@ -127,7 +132,6 @@ async function runUnindexed(stage: Stage): Promise<void> {
     ...["cat", "/etc/os-release"],
   ]);
   assert.equal(output, 'NAME="clip test"');
-  await assertNothingLeft(stage);
 }
 
 async function useCtr(stage: Stage): Promise<void> {
@@ -150,7 +154,6 @@ async function useCtr(stage: Stage): Promise<void> {
   assert.equal(await ctr("task", "exec", "--exec-id", "g", "two", "cat", "/srv/small"), "changed");
   await ctr("snapshots", "--snapshotter", "clip", "usage", "two");
   await ctr("task", "kill", "--signal", "SIGKILL", "two");
-  await assertNothingLeft(stage);
 }
 
 async function useCri(stage: Stage): Promise<void> {
@@ -175,7 +178,6 @@ async function useCri(stage: Stage): Promise<void> {
   } finally {
     cri.close();
   }
-  await assertNothingLeft(stage);
 }
 
 function referenceOf(fixture: string): { name: string; image: Image; tree: Tree } {

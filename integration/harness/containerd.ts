@@ -186,7 +186,7 @@ export class Containerd {
 }
 
 /** Lines of an output, without empty ones. */
-function lines(output: string): string[] {
+export function lines(output: string): string[] {
   return output.split("\n").filter((line) => line !== "");
 }
 

@@ -160,7 +160,8 @@ export async function unpackWithTar(image: Image, directory: string): Promise<st
       "--same-permissions",
       "--numeric-owner",
     ];
-    const attributes = ["--xattrs", "--xattrs-include=*"];
+    // As containerd does, trusted attributes are not taken from an archive.
+    const attributes = ["--xattrs", "--xattrs-include=*", "--xattrs-exclude=trusted.*"];
     await run("tar", ["-C", root, ...options, ...attributes, "-xf", layer.tarFile]);
   }
   return root;

@@ -4,7 +4,7 @@ import { readdir } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ClipDaemon, type ClipSettings } from "./clip.ts";
-import { Containerd, type ContainerdOptions } from "./containerd.ts";
+import { Containerd, lines, type ContainerdOptions } from "./containerd.ts";
 import type { TestRegistry } from "./registry.ts";
 import type { Sandbox } from "./sandbox.ts";
 
@@ -56,6 +56,10 @@ export async function startStage(sandbox: Sandbox, options: StageOptions): Promi
  * mounts of layers, and directories of snapshots. What clip caches of layers may stay.
  */
 export async function assertNothingLeft({ clip, containerd }: Stage): Promise<void> {
+  // nerdctl keeps records of its own.
+  for (const id of lines(await containerd.nerdctl(["ps", "--all", "--quiet"]))) {
+    await containerd.nerdctl(["rm", "--force", id]);
+  }
   await containerd.prune();
   let left: string[] = [];
   for (let tries = 0; tries < 100; tries++) {
@@ -79,5 +83,5 @@ async function leftovers(clip: ClipDaemon, containerd: Containerd): Promise<stri
 
 /** The one FUSE mount through which all layers are served lives as long as the daemon. */
 function isSession(clip: ClipDaemon, mountpoint: string): boolean {
-  return path.dirname(mountpoint) === clip.state;
+  return mountpoint === path.join(clip.root, "f");
 }
