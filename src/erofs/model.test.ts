@@ -4,7 +4,8 @@ import { test } from "node:test";
 import fc from "fast-check";
 import { isClipError } from "../base/errors.ts";
 import { archive, member, pax, readEntries } from "../tar/test-archive.ts";
-import { build, list } from "./test-tree.ts";
+import { normalisePath } from "../tar/path.ts";
+import { build, entry, list } from "./test-tree.ts";
 
 /** One entry of a random layer. */
 interface Step {
@@ -189,4 +190,41 @@ test("an image has what the entries of its layer make when they are unpacked", (
     { numRuns: 500 },
   );
   assert.ok(unpacked > 50, `only ${unpacked} layers could be unpacked`);
+});
+
+test("links that lead anywhere end in an image or a ClipError", () => {
+  const part = fc.constantFrom("a", "b", "..", ".", "", ".wh.a", ".wh..wh..opq", ".wh..wh.x");
+  const names = fc.array(part, { minLength: 1, maxLength: 4 }).map((parts) => parts.join("/"));
+  const member = fc.record({
+    name: fc.array(fc.constantFrom("a", "b", ".wh.a", ".wh..wh..opq"), {
+      minLength: 1,
+      maxLength: 4,
+    }),
+    type: fc.constantFrom(
+      "file" as const,
+      "directory" as const,
+      "symlink" as const,
+      "hardlink" as const,
+    ),
+    target: names,
+  });
+  let built = 0;
+  fc.assert(
+    fc.property(fc.array(member, { maxLength: 12 }), (members) => {
+      const entries = members.map(({ name, type, target }) => {
+        const linkTarget = type === "hardlink" ? normalisePath(Buffer.from(target)) : `${target}/`;
+        return entry(name.join("/"), type, { linkTarget });
+      });
+      try {
+        const { reader, inodes } = build(entries);
+        built++;
+        const nids = new Set([...list(reader).values()].map(({ nid }) => nid));
+        assert.equal(nids.size, inodes);
+      } catch (error) {
+        if (!isClipError(error, "CORRUPT_TAR")) throw error;
+      }
+    }),
+    { numRuns: 1000 },
+  );
+  assert.ok(built > 100, `only ${built} layers could be unpacked`);
 });

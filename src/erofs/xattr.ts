@@ -77,7 +77,7 @@ export function decodeXattrs(bytes: Buffer): Xattr[] {
 
 function isAccepted(type: InodeType, name: Buffer): boolean {
   const text = name.toString("latin1");
-  if (text.length > 255) return false;
+  if (text.length > 255 || text.includes("\0")) return false;
   if (text.startsWith("security.")) return text.length > "security.".length;
   if (text.startsWith("user.")) {
     return text.length > "user.".length && (type === "file" || type === "directory");
