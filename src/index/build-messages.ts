@@ -1,8 +1,8 @@
-/** What the thread that builds an index and the one that wants it say to each other. */
-import { ClipError, isClipError, type ErrorCode } from "../base/errors.ts";
+/** What the thread that builds indexes and the one that wants them say to each other. */
+import { ClipError, type ErrorCode, isClipError } from "../base/errors.ts";
 import type { LayerPassOptions } from "./layer-pass.ts";
 
-/** What a build thread starts with. */
+/** What is to be built. */
 export interface BuildOrder extends LayerPassOptions {
   /** The compressed layer, where it is a local file; else it comes in messages. */
   path?: string;
@@ -10,13 +10,16 @@ export interface BuildOrder extends LayerPassOptions {
   stop: SharedArrayBuffer;
 }
 
-/** Bytes `0..length` of `bytes` are next; without them, the layer is over. */
-export interface BuildInput {
-  bytes?: ArrayBuffer;
-  length: number;
-}
+/** What the build thread is told. */
+export type BuildInput =
+  /** Begins a build; the one before has been answered. */
+  | { kind: "begin"; order: BuildOrder }
+  /** Bytes `0..length` of `bytes` are next. */
+  | { kind: "bytes"; bytes: ArrayBuffer; length: number }
+  /** The layer is over. */
+  | { kind: "end" };
 
-/** What the build thread answers. */
+/** What the build thread answers: any number of `taken`, then one of the others. */
 export type BuildOutput =
   /** Compressed bytes were taken; `bytes` can be used again. */
   | { kind: "taken"; compressedBytes: number; bytes?: ArrayBuffer }

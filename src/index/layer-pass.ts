@@ -1,11 +1,11 @@
 /** The one pass over a gzip layer that yields everything its index holds. */
-import { createHash } from "node:crypto";
 import { type Digest, digestFromBytes } from "../base/digest.ts";
 import { ClipError } from "../base/errors.ts";
 import { GzipIndexBuilder } from "../gzip/build.ts";
 import type { IndexedCheckpoint } from "../gzip/checkpoint.ts";
 import type { TarEntry } from "../tar/entry.ts";
 import { TarReader } from "../tar/reader.ts";
+import type { LayerHashes } from "./layer-hashes.ts";
 import type { LayerIndex, Span } from "./model.ts";
 import { SparseFile } from "./sparse-file.ts";
 
@@ -24,19 +24,19 @@ export interface LayerPassOptions {
 /** Takes a layer chunk by chunk, synchronously. Whoever creates one calls `end` or `close`. */
 export class LayerPass {
   readonly #options: LayerPassOptions;
-  readonly #compressed = createHash("sha256");
-  readonly #uncompressed = createHash("sha256");
-  #span = createHash("sha256");
-  readonly #spans: Span[] = [];
+  readonly #hashes: LayerHashes;
+  readonly #spans: Omit<Span, "digest">[] = [];
   readonly #windows: Buffer[] = [];
   readonly #entries: TarEntry[] = [];
   readonly #tar = new TarReader({ onEntry: (entry) => this.#entries.push(entry) });
   readonly #gzip: GzipIndexBuilder;
   readonly #output: SparseFile | undefined;
+  #hashesEnded = false;
 
-  /** Opens the output file, if there is to be one. */
-  constructor(options: LayerPassOptions) {
+  /** Owns `hashes` for the time of the pass. */
+  constructor(options: LayerPassOptions, hashes: LayerHashes) {
     this.#options = options;
+    this.#hashes = hashes;
     this.#output =
       options.outputPath === undefined ? undefined : new SparseFile(options.outputPath);
     this.#gzip = new GzipIndexBuilder({
@@ -47,11 +47,19 @@ export class LayerPass {
   }
 
   /**
+   * Opens the output file, if there is to be one.
+   * @throws ClipError SYSTEM_CALL
+   */
+  open(): void {
+    this.#output?.open();
+  }
+
+  /**
    * Takes the next compressed bytes.
    * @throws ClipError CORRUPT_GZIP, CORRUPT_TAR, LIMIT_EXCEEDED, DISK_FULL
    */
   write(chunk: Buffer): void {
-    this.#compressed.update(chunk);
+    this.#hashes.addCompressed(chunk);
     this.#gzip.write(chunk);
   }
 
@@ -61,15 +69,21 @@ export class LayerPass {
    */
   end(): LayerIndex {
     const { compressedSize, uncompressedSize } = this.#gzip.end();
-    const layerDigest = digestFromBytes(this.#compressed.digest());
-    const diffId = digestFromBytes(this.#uncompressed.digest());
+    const digests = this.#hashes.end();
+    this.#hashesEnded = true;
+    const layerDigest = digestFromBytes(digests.compressed);
+    const diffId = digestFromBytes(digests.uncompressed);
     // The digests come first: a layer that was damaged on its way may end in the middle of its tar.
     expect("the layer", layerDigest, this.#options.layerDigest);
     expect("the uncompressed layer", diffId, this.#options.diffId);
     this.#tar.end();
     this.#output?.end(uncompressedSize);
+    const spans = this.#spans.map((span, index) => ({
+      ...span,
+      digest: digestFromBytes(digests.spans.subarray(index * 32, (index + 1) * 32)),
+    }));
     return {
-      head: { layerDigest, diffId, compressedSize, uncompressedSize, spans: this.#spans },
+      head: { layerDigest, diffId, compressedSize, uncompressedSize, spans },
       entries: this.#entries,
       windows: this.#windows,
     };
@@ -77,22 +91,22 @@ export class LayerPass {
 
   /** Frees what is held, when the layer is given up. */
   close(): void {
+    if (!this.#hashesEnded) this.#hashes.close();
+    this.#hashesEnded = true;
     this.#gzip.close();
     this.#output?.close();
   }
 
   #takeOutput(chunk: Buffer): void {
-    this.#uncompressed.update(chunk);
-    this.#span.update(chunk);
+    this.#hashes.addUncompressed(chunk);
     this.#tar.write(chunk);
     this.#output?.write(chunk);
   }
 
   #endSpan({ window, length, compressedEnd, ...checkpoint }: IndexedCheckpoint): void {
-    const digest = digestFromBytes(this.#span.digest());
-    this.#spans.push({ checkpoint, length, compressedEnd, digest });
+    this.#hashes.endSpan();
+    this.#spans.push({ checkpoint, length, compressedEnd });
     this.#windows.push(window);
-    this.#span = createHash("sha256");
   }
 }
 

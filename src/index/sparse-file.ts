@@ -15,10 +15,14 @@ export class SparseFile {
   #fd: number | undefined;
   #position = 0;
 
-  /** @throws ClipError SYSTEM_CALL */
   constructor(path: string) {
     this.#path = path;
-    this.#fd = this.#attempt(() => openSync(path, constants.O_WRONLY | constants.O_CREAT, 0o600));
+  }
+
+  /** @throws ClipError SYSTEM_CALL */
+  open(): void {
+    const flags = constants.O_WRONLY | constants.O_CREAT;
+    this.#fd = this.#attempt(() => openSync(this.#path, flags, 0o600));
   }
 
   /** @throws ClipError DISK_FULL, SYSTEM_CALL */
