@@ -12,7 +12,7 @@ export const blockBits = 9;
 export const blockBytes = 1 << blockBits;
 
 export const superblockOffset = 1024;
-export const superblockBytes = 128;
+const superblockBytes = 128;
 export const superblockMagic = 0xe0f5e1e2;
 export const superblock = {
   magic: 0x00,
