@@ -12,7 +12,8 @@ export interface CommandOptions {
   input?: string | Buffer;
   /** Milliseconds until it is killed; two minutes by default. */
   timeoutMs?: number;
-  signal?: AbortSignal;
+  /** Called when it first says something on its standard output. */
+  onFirstOutput?: () => void;
 }
 
 /** What a program that has ended left. */
@@ -51,12 +52,13 @@ export async function runRaw(
 export async function attempt(
   command: string,
   args: readonly string[],
-  { timeoutMs = 120_000, input, ...options }: CommandOptions = {},
+  { timeoutMs = 120_000, input, onFirstOutput, ...options }: CommandOptions = {},
 ): Promise<CommandResult> {
   const child = spawn(command, args, { ...options, stdio: ["pipe", "pipe", "pipe"] });
   const stdout: Buffer[] = [];
   const stderr: Buffer[] = [];
   child.stdout.on("data", (chunk: Buffer) => stdout.push(chunk));
+  if (onFirstOutput !== undefined) child.stdout.once("data", onFirstOutput);
   child.stderr.on("data", (chunk: Buffer) => stderr.push(chunk));
   // A program that does not read its input breaks the pipe; its status says what it thought of it.
   child.stdin.on("error", () => undefined);

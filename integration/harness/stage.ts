@@ -10,7 +10,7 @@ import type { Sandbox } from "./sandbox.ts";
 
 /** How layers are mounted. */
 export const mountModes = ["erofs", "fuse"] as const;
-export type MountMode = (typeof mountModes)[number];
+export type MountMode = (typeof mountModes)[number] | "auto";
 
 /** How a node is started. */
 export interface StageOptions extends Omit<ContainerdOptions, "clipAddress"> {
