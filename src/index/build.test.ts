@@ -139,6 +139,31 @@ test("a build ends when it is aborted, though its source hangs", async () => {
   );
 });
 
+test("a thread whose build was given up in the middle builds the next layer right", async () => {
+  for (let round = 0; round < 3; round++) {
+    const controller = new AbortController();
+    async function* interrupted(): AsyncGenerator<Buffer> {
+      yield layer.subarray(0, 2_000_000);
+      await new Promise(setImmediate);
+      if (round === 0) controller.abort();
+      else throw new Error("the line went dead");
+    }
+    const { signal } = controller;
+    await assert.rejects(buildLayerIndex(interrupted(), { spanBytes, signal }));
+    const built = await buildLayerIndex(inPieces(layer, 700_000), { spanBytes });
+    assert.equal(built.head.diffId, diffId);
+    assert.equal(built.head.layerDigest, layerDigest);
+  }
+});
+
+test("layers that are built at the same time do not mix", async () => {
+  const builds = Array.from({ length: 5 }, () =>
+    buildLayerIndex(inPieces(layer, 300_000), { spanBytes, layerDigest, diffId }),
+  );
+  const [first, ...others] = await Promise.all(builds);
+  for (const { encoded } of others) assert.ok(first?.encoded.equals(encoded));
+});
+
 test("builds leave no descriptors open", async () => {
   const count = () => readdirSync("/proc/self/fd").length;
   const before = count();

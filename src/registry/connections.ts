@@ -72,10 +72,16 @@ export class Connections {
         secureContext: secureContext(material),
         rejectUnauthorized: !tls.skipVerify,
       };
-      return new EnvHttpProxyAgent({ ...options, requestTls });
+      return new EnvHttpProxyAgent({ ...options, requestTls, noProxy: unproxiedHosts() });
     }
     return new Agent(options);
   }
+}
+
+// A proxy cannot reach this machine's loopback: as in Go, it is never asked for it.
+function unproxiedHosts(): string {
+  const { NO_PROXY, no_proxy = NO_PROXY } = process.env;
+  return [no_proxy, "localhost", "127.0.0.1", "[::1]"].filter(Boolean).join(",");
 }
 
 interface TlsMaterial {

@@ -1,5 +1,4 @@
 /** Requests to one endpoint: authorization, redirects, retries. */
-import type { Readable } from "node:stream";
 import { type Dispatcher, request } from "undici";
 import * as v from "valibot";
 import { ClipError } from "../base/errors.ts";
@@ -17,8 +16,8 @@ export interface RegistryRequest {
   /** An address, or a path below the endpoint's base. */
   url: URL | string;
   headers?: Record<string, string>;
-  /** What to send; a function makes it anew for each try. */
-  body?: Buffer | (() => Readable);
+  /** What to send. */
+  body?: Buffer;
   /** What the authorization must cover: `repository:team/app:pull`. */
   scope: string;
   subject: Subject;
@@ -38,6 +37,8 @@ export interface RegistryResponse {
 
 const redirectsMax = 5;
 const errorBytesMax = 64 * 1024;
+// The wait for an answer begins with the first byte that is sent.
+const uploadTimeoutMs = 300_000;
 const userAgent = "clip/0.1";
 
 /** What a {@link Session} works with. */
@@ -173,7 +174,7 @@ export class Session {
         ...(ours && authorization !== undefined ? { authorization } : {}),
         ...wanted.headers,
       },
-      ...(body === undefined ? {} : { body: typeof body === "function" ? body() : body }),
+      ...(body === undefined ? {} : { body, headersTimeout: uploadTimeoutMs }),
       ...(signal === undefined ? {} : { signal }),
     });
     // A body that is aborted before or after it is read reports that to nobody.
