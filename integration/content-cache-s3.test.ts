@@ -16,6 +16,7 @@ import {
   readAll,
   testBytes,
 } from "../src/cache/content/testing/content-cache-suite.ts";
+import { run } from "./harness/command.ts";
 import { s3Credentials, startS3, type TestServer } from "./content-cache-servers.ts";
 
 const MiB = 1024 * 1024;
@@ -167,6 +168,30 @@ describe("against a real S3 server", () => {
     assert.equal((await readAll(cache, key))?.equals(bytes), true);
     await cache.close();
     await again.service.stop("SIGKILL");
+  });
+
+  test("a server whose disk is full fails the store, keeps nothing of it, and serves on", async () => {
+    const small = path.join(directory, "small");
+    mkdirSync(small);
+    await run("mount", ["-t", "tmpfs", "-o", "size=24m", "clip-test", small]);
+    const full = await startS3(small);
+    try {
+      const cache = await open({ endpoint: `http://127.0.0.1:${full.port}` });
+      const [kept, refused] = [freshKey(), freshKey()];
+      await cache.store(kept, bufferSource(testBytes(2 * MiB)));
+      await assert.rejects(cache.store(refused, bufferSource(testBytes(40 * MiB))), (error) => {
+        // What a server says about its disk differs from server to server.
+        const codes = ["CACHE_FULL", "CACHE_UNAVAILABLE"];
+        return isClipError(error) && codes.includes(error.code);
+      });
+      assert.equal(await cache.has(refused), undefined);
+      assert.equal((await readAll(cache, kept))?.equals(testBytes(2 * MiB)), true);
+      assert.equal(await cache.store(refused, bufferSource(testBytes(6 * MiB))), "stored");
+      await cache.close();
+    } finally {
+      await full.service.stop("SIGKILL");
+      await run("umount", [small]);
+    }
   });
 
   test("a server that is frozen runs into the deadline, and an abort does not wait for it", async () => {

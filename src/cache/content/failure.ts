@@ -1,5 +1,5 @@
 /** What goes wrong between clip and a content cache, as errors that say where. */
-import { ClipError, type ErrorCode } from "../../base/errors.ts";
+import { ClipError, type ErrorCode, type ErrorDetails } from "../../base/errors.ts";
 
 /** The codes of a content cache. */
 export type CacheCode = Extract<ErrorCode, `CACHE_${string}`>;
@@ -9,7 +9,7 @@ export function cacheError(
   code: CacheCode,
   name: string,
   what: string,
-  details: { cause?: unknown; hint?: string; context?: Record<string, string | number> } = {},
+  details: { cause?: unknown; hint?: string; context?: ErrorDetails["context"] } = {},
 ): ClipError {
   return new ClipError(code, `content cache ${name}: ${what}`, {
     ...(details.cause === undefined ? {} : { cause: details.cause }),

@@ -25,6 +25,18 @@ export async function withDeadline<Value>(
 }
 
 /**
+ * Runs `work` while none of `signals` fires; the signal that it gets fires with them.
+ * @throws ClipError ABORTED, or the signal's reason where that is a ClipError; work that ignores it
+ *   goes on unobserved.
+ */
+export async function withSignals<Value>(
+  signals: readonly (AbortSignal | undefined)[],
+  work: (signal: AbortSignal) => Promise<Value>,
+): Promise<Value> {
+  return withLinkedSignal(signals, (signal) => orAborted(work(signal), signal));
+}
+
+/**
  * The outcome of `promise`, but no longer than `signal` allows; the promise itself goes on.
  * @throws ClipError ABORTED, or the signal's reason where that is a ClipError.
  */
