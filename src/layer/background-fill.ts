@@ -110,20 +110,22 @@ export class BackgroundFill {
 
   async #fetchRest(blob: LayerBlob, signal: AbortSignal): Promise<void> {
     const { activity, bytesPerSecond } = this.#options;
-    let next: number | undefined = 0;
-    while (next !== undefined) {
+    // While one step is being fetched the one before is decoded and written.
+    let before: Promise<void> = Promise.resolve();
+    for (let next = 0; ;) {
       await activity.quiet(signal);
       const startedAt = performance.now();
-      const from: number = next;
-      next = await blob.fill(from, stepBytes, signal);
-      if (bytesPerSecond === undefined || next === undefined) continue;
-      const starts = blob.file.spanStarts;
-      const bytes = (starts[next] ?? blob.file.size) - (starts[from] ?? 0);
-      const dueMs = (bytes / bytesPerSecond) * 1000 - (performance.now() - startedAt);
+      const step = blob.fill(next, stepBytes, signal);
+      step?.done.catch(() => {});
+      await before;
+      if (step === undefined) return;
+      before = step.done;
+      next = step.next;
+      if (bytesPerSecond === undefined) continue;
+      await step.done;
+      const dueMs = (step.bytes / bytesPerSecond) * 1000 - (performance.now() - startedAt);
       if (dueMs > 0) await sleep(dueMs, undefined, { signal });
     }
-    // A span may have been fetched and not kept, because the disk is full.
-    if (!blob.file.full) throw new ClipError("DISK_FULL", "not every span could be kept on disk");
   }
 
   async #check(blob: LayerBlob, signal: AbortSignal): Promise<void> {

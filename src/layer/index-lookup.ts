@@ -8,6 +8,8 @@ import type { LayerTarget, Repository } from "./target.ts";
 
 /** How long an answer serves the other layers of the same image. */
 const answerMs = 30_000;
+/** The same for the answer that there are none: they may be published at any moment. */
+const noneAnswerMs = 3_000;
 
 /** The published indexes of the layers of an image manifest, by layer digest, best first. */
 export type PublishedIndexes = ReadonlyMap<Digest, readonly PublishedIndex[]>;
@@ -72,8 +74,8 @@ export class IndexLookup {
   ): Promise<PublishedIndexes> {
     const key = `${repository.host}/${repository.name}@${manifestDigest}`;
     const now = performance.now();
-    for (const [known, { at }] of this.#answers) {
-      if (now - at > answerMs) this.#answers.delete(known);
+    for (const [known, { at, indexes }] of this.#answers) {
+      if (now - at > (indexes.size === 0 ? noneAnswerMs : answerMs)) this.#answers.delete(known);
     }
     const answer = this.#answers.get(key);
     if (answer !== undefined) return answer.indexes;

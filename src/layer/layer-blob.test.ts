@@ -96,6 +96,7 @@ void test("a span is answered from memory although the disk is full", async () =
   const { blob, file, counters, close } = await openBlob(layer);
   file.write = () => Promise.reject(new ClipError("DISK_FULL", "full"));
   assert.deepEqual(joined(await blob.read(0, 4000)), layer.bytes);
+  while (blob.isFetching(3)) await new Promise((resolve) => setImmediate(resolve));
   assert.equal(counters.writeErrors, 4);
   assert.equal(file.has(0), false);
   await close();

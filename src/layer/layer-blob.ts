@@ -13,6 +13,15 @@ export interface LayerBlobOptions extends SpanFetcherOptions {
   activity: DemandActivity;
 }
 
+/** A part of the background fill. */
+export interface FillStep {
+  /** The span after it. */
+  next: number;
+  /** Its uncompressed bytes. */
+  bytes: number;
+  done: Promise<void>;
+}
+
 /** Reads of one layer: from disk what is there, from the sources what is not. */
 export class LayerBlob {
   readonly head: LayerHead;
@@ -52,10 +61,11 @@ export class LayerBlob {
   }
 
   /**
-   * Fetches some of what is missing at or after span `from`, for the background fill.
-   * @returns the span to go on from, or undefined when nothing is missing up to the end
+   * Begins to fetch what is missing first at or after span `from`, for the background fill.
+   * @returns the span to go on from, the bytes that are fetched, and when they are on disk;
+   *   undefined when nothing is missing up to the end
    */
-  async fill(from: number, bytesMax: number, signal: AbortSignal): Promise<number | undefined> {
+  fill(from: number, bytesMax: number, signal: AbortSignal): FillStep | undefined {
     const { file } = this;
     let first = from;
     while (first < file.spanCount && file.has(first)) first++;
@@ -67,10 +77,8 @@ export class LayerBlob {
       last++;
     }
     this.#options.counters.filledSpans += this.#fetcher.start(first, last);
-    for (let span = first; span <= last; span++) {
-      if (this.#fetcher.isInFlight(span)) await this.#fetcher.wait(span, signal);
-    }
-    return last + 1;
+    const bytes = (file.spanStarts[last + 1] ?? 0) - start;
+    return { next: last + 1, bytes, done: this.#settle(first, last, signal) };
   }
 
   /** Whether a span is being fetched or written to disk. */
@@ -86,6 +94,20 @@ export class LayerBlob {
   /** Gives up what is being fetched. The file stays open: it belongs to the disk cache. */
   async close(): Promise<void> {
     await this.#fetcher.close();
+  }
+
+  /** Waits until spans that are on their way are on disk. */
+  async #settle(first: number, last: number, signal: AbortSignal): Promise<void> {
+    const waits: Promise<void>[] = [];
+    for (let span = first; span <= last; span++) {
+      if (this.#fetcher.isInFlight(span)) waits.push(this.#fetcher.waitUntilKept(span, signal));
+    }
+    await Promise.all(waits);
+    for (let span = first; span <= last; span++) {
+      if (this.file.has(span)) continue;
+      // It came, but could not be kept: more of the same is of no use.
+      throw new ClipError("DISK_FULL", "a span could not be kept on disk");
+    }
   }
 
   async #readRange(offset: number, end: number, signal?: AbortSignal): Promise<Buffer[]> {

@@ -9,7 +9,7 @@ import { makeMetaImage, type MetaAnswer, type MetaImage } from "./meta-image.ts"
 
 /** Changes whenever the same entries give another image, so that old images are made anew. */
 const imageVersion = 1;
-/** File tables up to this size take a few milliseconds, less than a thread costs to start. */
+/** File tables up to this size take a few milliseconds, which the main thread can spare. */
 const inlineBytesMax = 32 * 1024;
 
 /** What {@link MetaImages} is made with. */
@@ -46,6 +46,8 @@ export class MetaImages {
     for (const name of await readdir(directory)) {
       if (!names.has(name)) await rm(join(directory, name), { force: true, recursive: true });
     }
+    // The thread takes long to start: the first pull should find it running.
+    this.#worker ??= this.#startWorker();
   }
 
   path(layerDigest: Digest): string {

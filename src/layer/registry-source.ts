@@ -44,10 +44,11 @@ export class RegistrySource implements SpanSource {
   constructor(options: RegistrySourceOptions) {
     this.#options = options;
     const { spans, uncompressedSize } = options.index.head;
-    this.#starts = Float64Array.of(
-      ...spans.map(({ checkpoint }) => checkpoint.uncompressedOffset),
-      uncompressedSize,
-    );
+    this.#starts = new Float64Array(spans.length + 1);
+    for (const [at, { checkpoint }] of spans.entries()) {
+      this.#starts[at] = checkpoint.uncompressedOffset;
+    }
+    this.#starts[spans.length] = uncompressedSize;
   }
 
   /** @throws ClipError REGISTRY_*, CORRUPT_GZIP, CORRUPT_INDEX, ABORTED */

@@ -35,6 +35,8 @@ interface Run {
 interface SpanInFlight {
   run: Run;
   bytes: Promise<Buffer>;
+  /** Settles when the span has been written to disk, or could not be. */
+  kept: Promise<void>;
   resolve(bytes: Buffer): void;
   reject(error: unknown): void;
 }
@@ -114,6 +116,16 @@ export class SpanFetcher {
     }
   }
 
+  /**
+   * Waits until a span that is on its way has been written to disk, or could not be.
+   * @throws ClipError as {@link wait}
+   */
+  async waitUntilKept(span: number, signal: AbortSignal): Promise<void> {
+    const kept = this.#inFlight.get(span)?.kept;
+    await this.wait(span, signal);
+    await kept;
+  }
+
   /** Gives up what is on its way and waits for it to end. */
   async close(): Promise<void> {
     this.#closed = true;
@@ -135,7 +147,9 @@ export class SpanFetcher {
       const { promise, resolve, reject } = Promise.withResolvers<Buffer>();
       // Nobody may be waiting: a failure is then seen by whoever asks next.
       promise.catch(() => {});
-      this.#inFlight.set(span, { run, bytes: promise, resolve, reject });
+      const kept = promise.then((bytes) => this.#keep(span, bytes));
+      kept.catch(() => {});
+      this.#inFlight.set(span, { run, bytes: promise, kept, resolve, reject });
     }
     const running = this.#fetchRun(run).finally(() => this.#running.delete(running));
     this.#running.add(running);
@@ -210,9 +224,11 @@ export class SpanFetcher {
           for await (const bytes of this.#verifiedSpans(source, next, run)) {
             counts.spans++;
             counts.bytes += bytes.length;
-            flights[next - run.first]?.resolve(bytes);
-            writes.push(this.#keep(next, bytes));
+            const flight = flights[next - run.first];
             next++;
+            if (flight === undefined) continue;
+            flight.resolve(bytes);
+            writes.push(flight.kept);
           }
           return;
         } catch (error) {
@@ -269,6 +285,8 @@ export class SpanFetcher {
   }
 
   async #keep(span: number, bytes: Buffer): Promise<void> {
+    // Whoever waits for it gets it first.
+    await new Promise((resolve) => setImmediate(resolve));
     try {
       await this.#file.write(span, bytes);
     } catch (error) {

@@ -1,0 +1,84 @@
+import assert from "node:assert/strict";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, test } from "node:test";
+import { digestOf } from "../base/digest.ts";
+import { LayerRecords } from "./records.ts";
+import type { LayerTarget } from "./target.ts";
+
+const base = await mkdtemp(join(tmpdir(), "clip-records-"));
+after(() => rm(base, { recursive: true, force: true }));
+
+const digest = (name: string) => digestOf(Buffer.from(name));
+
+function target(name: string, blob = name, repositories = ["a/x"]): LayerTarget {
+  return {
+    layerDigest: digest(`blob ${blob}`),
+    diffId: digest(`diff ${name}`),
+    compressedSize: 100,
+    mediaType: "application/vnd.oci.image.layer.v1.tar+gzip",
+    manifestDigest: digest("manifest"),
+    repositories: repositories.map((one) => {
+      const [host = "", repository = ""] = one.split("/");
+      return { host, name: repository };
+    }),
+  };
+}
+
+function put(records: LayerRecords, of: LayerTarget): number {
+  const { diffId, layerDigest } = of;
+  return records.put(of, { diffId, layerDigest, size: 1000, opaqueRoot: true, inodes: 7 });
+}
+
+void test("layers keep their numbers over reopening and are never renumbered", async () => {
+  const path = join(base, "numbers.db");
+  const records = LayerRecords.open(path);
+  const [one, two] = [put(records, target("1")), put(records, target("2"))];
+  assert.equal(put(records, target("1")), one);
+  records.remove(two);
+  records.close();
+  const again = LayerRecords.open(path);
+  assert.notEqual(put(again, target("2")), two);
+  assert.deepEqual(again.byNumber(one), {
+    number: one,
+    diffId: digest("diff 1"),
+    layerDigest: digest("blob 1"),
+    size: 1000,
+    opaqueRoot: true,
+    inodes: 7,
+  });
+  assert.equal(again.byDiffId(digest("diff 1"))?.number, one);
+  assert.equal(again.all().length, 2);
+  again.close();
+});
+
+void test("blobs and repositories of a layer add up, and the one that served last comes first", () => {
+  const records = LayerRecords.open(join(base, "blobs.db"));
+  put(records, target("1"));
+  records.learn(target("1", "1", ["b/y", "a/x"]));
+  records.learn(target("1", "other", ["c/z"]));
+  const places = () =>
+    records.blobs(digest("diff 1")).map(({ layerDigest, repositories }) => ({
+      layerDigest,
+      at: repositories.map(({ host, name }) => `${host}/${name}`),
+    }));
+  assert.deepEqual(places(), [
+    { layerDigest: digest("blob 1"), at: ["a/x", "b/y"] },
+    { layerDigest: digest("blob other"), at: ["c/z"] },
+  ]);
+  records.prefer(digest("blob 1"), { host: "b", name: "y" });
+  assert.deepEqual(places()[0]?.at, ["b/y", "a/x"]);
+  records.remove(1);
+  assert.deepEqual(places(), []);
+  records.close();
+});
+
+void test("how a layer was mounted is remembered", () => {
+  const records = LayerRecords.open(join(base, "mounts.db"));
+  const number = put(records, target("1"));
+  assert.equal(records.mountOf(number), undefined);
+  records.setMount(number, { device: "0:42", backing: "local" });
+  assert.deepEqual(records.mountOf(number), { device: "0:42", backing: "local" });
+  records.close();
+});
