@@ -50,7 +50,7 @@ const parallelReads = 4;
 const knownManifestsMax = 1024;
 
 /**
- * Opens the cache: loads the client (about 0.1 s) and begins to connect. Reads and stores have
+ * Opens the cache: loads the client (about 30 ms) and begins to connect. Reads and stores have
  * connections of their own, so that no read waits behind a chunk that is being stored. Memory: a
  * store holds 4 chunks, a read up to 4 parts of chunks. `maxmemory` with `allkeys-lru` or
  * `allkeys-lfu` is a good policy: an object that has lost a chunk is missed, and removed.

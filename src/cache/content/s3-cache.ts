@@ -40,7 +40,7 @@ export interface S3CacheOptions {
   credentials?: { accessKeyId: string; secretAccessKey: string; sessionToken?: string };
   /** Put objects only where there is none (`If-None-Match: *`), if the server can. Default: true. */
   conditionalPut?: boolean;
-  /** Size of the parts of an upload, at least 5 MiB. Default 16 MiB; larger for enormous objects. */
+  /** Size of the parts of an upload, at least 5 MiB. Default 8 MiB; larger for enormous objects. */
   partBytes?: number;
   /** Parts of one object that are sent at the same time. Default 2. */
   parallelParts?: number;
@@ -58,8 +58,10 @@ const MiB = 1024 * 1024;
 const partBytesMin = 5 * MiB;
 
 /**
- * Opens the cache: loads the client (about 0.2 s), asks the server nothing. Memory: a store holds
- * `parallelParts + 1` parts; a read what its connection buffers.
+ * Opens the cache: loads the client (about 0.05 s, with the first request 0.2 s), asks the
+ * server nothing. Memory: a store holds `parallelParts + 1` parts, a read what its connection
+ * buffers. Give the bucket a lifecycle rule that ends unfinished multipart uploads: those of a node
+ * that died stay otherwise.
  */
 export async function openS3Cache(options: S3CacheOptions): Promise<ContentCache> {
   const sdk = await import("@aws-sdk/client-s3");
@@ -114,7 +116,7 @@ class S3Cache implements ContentCache {
       sdk,
       client,
       bucket: this.#bucket,
-      partBytes: Math.max(options.partBytes ?? 16 * MiB, partBytesMin),
+      partBytes: Math.max(options.partBytes ?? 8 * MiB, partBytesMin),
       parallelParts: options.parallelParts ?? 2,
       conditional: options.conditionalPut ?? true,
       request: (what, signal, work) => this.#request(what, signal, work),
