@@ -130,16 +130,39 @@ void test("completeness is durable and makes every span present", async () => {
   await next.close();
 });
 
-void test("a whole pull becomes a complete layer, with a hole at its end", async () => {
-  const { cache } = await newCache();
-  await writeFile(await cache.pullPath(layer), content(0));
+void test("a whole pull becomes a complete layer, at once and durably", async () => {
+  const { directory, cache } = await newCache();
+  const pulled = await cache.pullPath(layer);
+  await writeFile(pulled, content(0));
+  await truncate(pulled, 4 * spanBytes);
   await cache.adoptComplete(layer, spanTable(4));
-  const file = await cache.openLayer(layer, spanTable(4));
+  assert.equal(await cache.completePath(layer, 4 * spanBytes), join(directory, digestKey(layer)));
+  await cache.close();
+
+  const next = await DiskCache.open({ directory, log: silentLog });
+  assert.equal(await next.completePath(layer, 4 * spanBytes), join(directory, digestKey(layer)));
+  assert.equal(await next.completePath(layer, 5 * spanBytes), undefined);
+  const file = await next.openLayer(layer, spanTable(4));
   assert.equal(file.complete, true);
   assert.equal(file.full, true);
   assert.deepEqual(await file.read(0, spanBytes), content(0));
   assert.deepEqual(await file.read(3 * spanBytes, spanBytes), Buffer.alloc(spanBytes));
+  await next.close();
+});
+
+void test("a whole pull that was not recorded yet is no layer after a crash", async () => {
+  const { directory, cache } = await newCache();
+  const file = await cache.openLayer(layer, spanTable(4));
+  for (let span = 0; span < 4; span++) await file.write(span, content(span));
+  await file.markComplete();
   await cache.close();
+  // What a crash between the renaming and the record leaves.
+  await rm(join(directory, `${digestKey(layer)}.spans`));
+  const next = await DiskCache.open({ directory, log: silentLog });
+  assert.equal(await next.completePath(layer, 4 * spanBytes), undefined);
+  const fresh = await next.openLayer(layer, spanTable(4));
+  assert.ok(fresh.spanPresent.every((one) => one === 0));
+  await next.close();
 });
 
 void test("usage counts blocks on disk, not the length of the sparse file", async () => {

@@ -1,10 +1,20 @@
 /** The disk cache: one sparse file per layer in one flat directory, shared by all images. */
-import { mkdir, open, readdir, readFile, rm, stat, type FileHandle } from "node:fs/promises";
+import {
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  writeFile,
+  type FileHandle,
+} from "node:fs/promises";
 import { join } from "node:path";
 import { digestKey, type Digest } from "../base/digest.ts";
-import { ClipError } from "../base/errors.ts";
+import { ClipError, describeError } from "../base/errors.ts";
 import type { Log } from "../telemetry/log.ts";
-import { asDiskError, renameDurably, syncDirectory, writeFileDurably } from "./files.ts";
+import { asDiskError, syncDirectory, writeFileDurably } from "./files.ts";
 import { LayerFile, layerFileBytesOnDisk, removeLayerFile } from "./layer-file.ts";
 import {
   decodeSpanMap,
@@ -32,6 +42,8 @@ export class DiskCache {
   readonly directory: string;
   readonly #log: Log;
   readonly #open = new Map<Digest, LayerFile>();
+  /** Layers that are complete, but not yet recorded as such on disk. */
+  readonly #settling = new Map<Digest, Promise<void>>();
 
   private constructor(options: DiskCacheOptions) {
     this.directory = options.directory;
@@ -53,6 +65,7 @@ export class DiskCache {
     if (this.#open.has(layerDigest)) {
       throw new ClipError("ARGUMENT_INVALID", `the cache file of ${layerDigest} is open already`);
     }
+    await this.#settling.get(layerDigest);
     const { dataPath, mapPath } = this.#paths(layerDigest);
     const found = await readMatchingMap(dataPath, mapPath, table);
     if (found === undefined) await this.#createEmpty(dataPath, mapPath, table);
@@ -75,6 +88,7 @@ export class DiskCache {
       table,
       present,
       complete: found?.complete ?? false,
+      ...(found === undefined ? { settleNames: () => syncDirectory(this.directory) } : {}),
       log: this.#log,
     });
     this.#open.set(layerDigest, file);
@@ -94,29 +108,22 @@ export class DiskCache {
   }
 
   /**
-   * Takes the file at {@link pullPath}, whose diffID has been checked, as the complete layer. The
-   * layer must not be open.
-   * @throws ClipError DISK_FULL
+   * Takes the file at {@link pullPath}, whose diffID has been checked, as the complete layer. It can
+   * be used at once; that it is complete is recorded in the background, when its bytes are durable.
+   * A crash before that leaves a layer of which nothing is claimed. The layer must not be open.
    */
   async adoptComplete(layerDigest: Digest, table: SpanTable): Promise<void> {
     const { dataPath, mapPath } = this.#paths(layerDigest);
-    const pulled = `${dataPath}${pullSuffix}`;
-    const size = table.starts.at(-1) ?? 0;
-    try {
-      const file = await open(pulled, "r+");
-      try {
-        // A hole at the end is no write: the length may have to be set.
-        await file.truncate(size);
-        await file.sync();
-      } finally {
-        await file.close();
-      }
-      await rm(mapPath, { force: true });
-      await renameDurably(pulled, dataPath);
-      await writeFileDurably(mapPath, encodeMap(table, true));
-    } catch (error) {
-      throw asDiskError(error);
-    }
+    await rm(mapPath, { force: true });
+    await syncDirectory(this.directory);
+    await rename(`${dataPath}${pullSuffix}`, dataPath);
+    const settling = this.#settle(dataPath, mapPath, table)
+      .catch((error: unknown) => {
+        const fields = { layer: layerDigest, error: describeError(error) };
+        this.#log.warn(fields, "a complete layer could not be recorded as such");
+      })
+      .finally(() => this.#settling.delete(layerDigest));
+    this.#settling.set(layerDigest, settling);
   }
 
   /** Where the bytes of a layer are, or would be. */
@@ -129,6 +136,7 @@ export class DiskCache {
     const { dataPath, mapPath } = this.#paths(layerDigest);
     const file = this.#open.get(layerDigest);
     if (file !== undefined) return file.complete ? dataPath : undefined;
+    if (this.#settling.has(layerDigest)) return dataPath;
     const found = await readMap(dataPath, mapPath);
     return found?.header.complete === true && found.header.size === size ? dataPath : undefined;
   }
@@ -145,6 +153,7 @@ export class DiskCache {
     const { dataPath, mapPath } = this.#paths(layerDigest);
     const file = this.#open.get(layerDigest);
     this.#open.delete(layerDigest);
+    await this.#settling.get(layerDigest);
     if (file === undefined) await removeLayerFile(dataPath, mapPath);
     else await file.remove();
     await rm(`${dataPath}${pullSuffix}`, { force: true });
@@ -168,6 +177,7 @@ export class DiskCache {
   /** Closes every layer. */
   async close(): Promise<void> {
     await Promise.all([...this.#open.keys()].map((digest) => this.closeLayer(digest)));
+    await Promise.all(this.#settling.values());
   }
 
   #paths(layerDigest: Digest): { dataPath: string; mapPath: string } {
@@ -175,19 +185,29 @@ export class DiskCache {
     return { dataPath, mapPath: dataPath + mapSuffix };
   }
 
+  async #settle(dataPath: string, mapPath: string, table: SpanTable): Promise<void> {
+    const data = await open(dataPath, "r+");
+    try {
+      await data.sync();
+    } finally {
+      await data.close();
+    }
+    await syncDirectory(this.directory);
+    await writeFileDurably(mapPath, encodeMap(table, true));
+  }
+
   async #createEmpty(dataPath: string, mapPath: string, table: SpanTable): Promise<void> {
-    // The old map goes first and the new one comes last: it must never stand beside other data.
+    // The old map goes first: it must never stand beside other data. Nothing is synced here, since
+    // nothing is claimed yet; what a crash leaves of these files is not taken for a layer.
     await removeLayerFile(dataPath, mapPath);
     try {
       const data = await open(dataPath, "wx", 0o600);
       try {
         await data.truncate(table.starts.at(-1) ?? 0);
-        await data.sync();
       } finally {
         await data.close();
       }
-      await syncDirectory(this.directory);
-      await writeFileDurably(mapPath, encodeMap(table, false));
+      await writeFile(mapPath, encodeMap(table, false), { flag: "wx", mode: 0o600 });
     } catch (error) {
       throw asDiskError(error);
     }

@@ -52,8 +52,8 @@ export async function writeFileDurably(path: string, bytes: Uint8Array): Promise
   }
 }
 
-/** Renames a file within or between directories and makes its new name durable. */
-export async function renameDurably(from: string, to: string): Promise<void> {
+// The new name is on disk when this returns.
+async function renameDurably(from: string, to: string): Promise<void> {
   await rename(from, to);
   await syncDirectory(dirname(to));
 }

@@ -19,6 +19,8 @@ export interface LayerFileParts {
   /** One byte a span, 1 where it is there, over shared memory: what FUSE threads look at. */
   present: Uint8Array;
   complete: boolean;
+  /** Makes the names of files that are new durable; absent where they are not. */
+  settleNames?: () => Promise<void>;
   log: Log;
 }
 
@@ -44,6 +46,7 @@ export class LayerFile {
   readonly #data: FileHandle;
   readonly #map: FileHandle;
   readonly #log: Log;
+  #settleNames: (() => Promise<void>) | undefined;
   /** What the map on disk claims, or is about to. */
   readonly #claimed: Uint8Array;
   readonly #unclaimed = new Set<number>();
@@ -60,6 +63,7 @@ export class LayerFile {
     this.#data = parts.data;
     this.#map = parts.map;
     this.#log = parts.log;
+    this.#settleNames = parts.settleNames;
     this.spanStarts = parts.table.starts;
     this.size = parts.table.starts.at(-1) ?? 0;
     this.spanPresent = parts.present;
@@ -149,6 +153,7 @@ export class LayerFile {
   /** Records durably that the whole file has matched its diffID. */
   async markComplete(): Promise<void> {
     await this.flush();
+    await this.#settleNames?.();
     await this.#writeState(1);
     await this.#map.datasync();
     this.#complete = true;
@@ -185,6 +190,8 @@ export class LayerFile {
     this.#unclaimed.clear();
     try {
       await this.#data.datasync();
+      await this.#settleNames?.();
+      this.#settleNames = undefined;
     } catch (error) {
       // After a failed sync nobody knows what of these spans is on the disk.
       for (const span of spans) this.#forget(span);

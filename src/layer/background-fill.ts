@@ -39,6 +39,11 @@ export class BackgroundFill {
     this.#options = options;
   }
 
+  /** Layers that are to be filled, the one that is being filled included. */
+  get queued(): number {
+    return this.#waiting.size + (this.#current === undefined ? 0 : 1);
+  }
+
   /** Has the layer filled some time after now; nothing happens if it is complete or known. */
   schedule(blob: LayerBlob): void {
     if (blob.file.complete || this.#waiting.has(blob) || this.#current?.blob === blob) return;

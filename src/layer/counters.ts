@@ -1,4 +1,5 @@
 /** What the layers have done since the daemon started; telemetry reads it. */
+import { Latencies } from "../telemetry/latencies.ts";
 
 /** Counts of one place that spans come from. */
 export interface SourceCounters {
@@ -12,6 +13,8 @@ export interface SourceCounters {
   errors: number;
   /** Spans whose digest was wrong. */
   corrupt: number;
+  /** Of each fetch, how long its first span took to come. */
+  latencies: Latencies;
 }
 
 /** Counts over all layers; plain numbers that only grow. */
@@ -21,6 +24,8 @@ export interface LayerCounters {
   readBytes: number;
   /** Reads that no source could answer: the reader saw EIO. */
   readErrors: number;
+  /** How long they took, whatever their end. */
+  readLatencies: Latencies;
   /** Spans that such reads found on disk, in flight, or nowhere. */
   spanHits: number;
   spanJoins: number;
@@ -31,8 +36,11 @@ export interface LayerCounters {
   filledSpans: number;
   /** Spans that could not be kept on disk. */
   writeErrors: number;
-  /** Layers that were pulled whole, filled to the end, and found to be wrong. */
+  /** Whole pulls that succeeded, their compressed bytes, and whole pulls that failed. */
   wholePulls: number;
+  wholePullBytes: number;
+  wholePullErrors: number;
+  /** Layers that were filled to the end, and found to be right or wrong. */
   completed: number;
   mismatches: number;
   /** By source: `registry`, … */
@@ -45,6 +53,7 @@ export function newLayerCounters(): LayerCounters {
     reads: 0,
     readBytes: 0,
     readErrors: 0,
+    readLatencies: new Latencies(),
     spanHits: 0,
     spanJoins: 0,
     spanMisses: 0,
@@ -52,6 +61,8 @@ export function newLayerCounters(): LayerCounters {
     filledSpans: 0,
     writeErrors: 0,
     wholePulls: 0,
+    wholePullBytes: 0,
+    wholePullErrors: 0,
     completed: 0,
     mismatches: 0,
     sources: new Map(),
@@ -62,7 +73,8 @@ export function newLayerCounters(): LayerCounters {
 export function sourceCounters(counters: LayerCounters, source: string): SourceCounters {
   let found = counters.sources.get(source);
   if (found === undefined) {
-    found = { fetches: 0, spans: 0, bytes: 0, errors: 0, corrupt: 0 };
+    const latencies = new Latencies();
+    found = { fetches: 0, spans: 0, bytes: 0, errors: 0, corrupt: 0, latencies };
     counters.sources.set(source, found);
   }
   return found;

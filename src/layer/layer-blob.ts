@@ -47,6 +47,7 @@ export class LayerBlob {
     if (offset >= end) return [];
     const { counters, activity } = this.#options;
     counters.reads++;
+    const startedAt = performance.now();
     const leave = activity.enter();
     try {
       const pieces = await this.#readRange(offset, end, signal);
@@ -56,6 +57,7 @@ export class LayerBlob {
       if (!isClipError(error, "ABORTED")) counters.readErrors++;
       throw error;
     } finally {
+      counters.readLatencies.add(performance.now() - startedAt);
       leave();
     }
   }

@@ -7,6 +7,7 @@ import { buildLayerIndex } from "../index/build.ts";
 import { isGzipLayer } from "../index/create.ts";
 import type { LayerIndexReader } from "../index/reader.ts";
 import type { IndexStore } from "../index/store.ts";
+import { layerCached, layerMissed } from "../telemetry/events.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { LayerCounters } from "./counters.ts";
 import type { IndexLookup } from "./index-lookup.ts";
@@ -55,6 +56,12 @@ export class LayerPreparer {
     this.#pulls = new Semaphore(options.concurrentPulls);
   }
 
+  /** Whole pulls that are under way, and that wait for their turn. */
+  get pulls(): { running: number; waiting: number } {
+    const { running, waiting } = this.#pulls;
+    return { running, waiting };
+  }
+
   /**
    * Makes a layer ready and records it. A layer that is known keeps its number.
    * @returns the layer, and its index, which the caller closes
@@ -73,7 +80,7 @@ export class LayerPreparer {
       const layer = { diffId, layerDigest, size, ...(await metaImages.make(reader, signal)) };
       const number = records.put(target, layer);
       const durationMs = Math.round(performance.now() - startedAt);
-      log.info({ layer: layerDigest, number, origin, size, durationMs }, "the layer is ready");
+      log.info({ layer: layerDigest, number, origin, bytes: size, durationMs }, "layer is ready");
       return { record: { number, ...layer }, index: reader };
     } catch (error) {
       await reader.close();
@@ -203,8 +210,10 @@ export class LayerPreparer {
     repository: Repository,
     signal: AbortSignal,
   ): Promise<LayerIndexReader> {
-    const { registry, cache, indexes, counters, spanBytes, pullConnections } = this.#options;
+    const { registry, cache, indexes, counters, log, spanBytes, pullConnections } = this.#options;
     const { layerDigest, diffId, compressedSize } = target;
+    layerMissed(log, layerDigest, { host: repository.host });
+    const startedAt = performance.now();
     const outputPath = await cache.pullPath(layerDigest);
     try {
       const blob = registry.blob(repository, layerDigest, compressedSize);
@@ -218,8 +227,15 @@ export class LayerPreparer {
       await indexes.put(layerDigest, encoded);
       await cache.adoptComplete(layerDigest, spanTableOf(head));
       counters.wholePulls++;
+      counters.wholePullBytes += compressedSize;
+      layerCached(log, layerDigest, {
+        bytes: head.uncompressedSize,
+        path: cache.dataPath(layerDigest),
+        durationMs: Math.round(performance.now() - startedAt),
+      });
       return reader;
     } catch (error) {
+      counters.wholePullErrors++;
       await cache.discardPull(layerDigest);
       throw error;
     }

@@ -164,9 +164,15 @@ export class LayerRecords {
   }
 
   setMount(number: number, mount: MountRecord): void {
-    this.#database
-      .prepare("UPDATE layer SET mount_device = ?, mount_backing = ? WHERE number = ?")
-      .run(mount.device, mount.backing, number);
+    // It need not be on disk: mounts do not survive what this would not survive.
+    this.#database.exec("PRAGMA synchronous = NORMAL");
+    try {
+      this.#database
+        .prepare("UPDATE layer SET mount_device = ?, mount_backing = ? WHERE number = ?")
+        .run(mount.device, mount.backing, number);
+    } finally {
+      this.#database.exec("PRAGMA synchronous = FULL");
+    }
   }
 
   /** Forgets a layer and its blobs. */

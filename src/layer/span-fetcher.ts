@@ -220,8 +220,11 @@ export class SpanFetcher {
       for (const source of candidates) {
         const counts = sourceCounters(this.#counters, source.name);
         counts.fetches++;
+        const startedAt = performance.now();
+        const first = next;
         try {
           for await (const bytes of this.#verifiedSpans(source, next, run)) {
+            if (next === first) counts.latencies.add(performance.now() - startedAt);
             counts.spans++;
             counts.bytes += bytes.length;
             const flight = flights[next - run.first];
