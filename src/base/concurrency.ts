@@ -25,11 +25,23 @@ export class SingleFlight<Value> {
 
 /** Lets at most `permits` pieces of work run at a time; the others wait in order. */
 export class Semaphore {
+  readonly #permits: number;
   #free: number;
   readonly #waiting: (() => void)[] = [];
 
   constructor(permits: number) {
+    this.#permits = permits;
     this.#free = permits;
+  }
+
+  /** How many pieces of work are under way. */
+  get running(): number {
+    return this.#permits - this.#free;
+  }
+
+  /** How many wait for their turn. */
+  get waiting(): number {
+    return this.#waiting.length;
   }
 
   /** Runs `work` once a permit is free. */

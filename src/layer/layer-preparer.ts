@@ -80,7 +80,10 @@ export class LayerPreparer {
       const layer = { diffId, layerDigest, size, ...(await metaImages.make(reader, signal)) };
       const number = records.put(target, layer);
       const durationMs = Math.round(performance.now() - startedAt);
-      log.info({ layer: layerDigest, number, origin, bytes: size, durationMs }, "layer is ready");
+      log.info(
+        { layer: layerDigest, number, origin, bytes: size, durationMs },
+        "the layer is ready",
+      );
       return { record: { number, ...layer }, index: reader };
     } catch (error) {
       await reader.close();

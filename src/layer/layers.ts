@@ -19,6 +19,7 @@ import { KeyedQueue } from "./keyed-queue.ts";
 import type { LayerBlob } from "./layer-blob.ts";
 import { LayerMounts } from "./layer-mounts.ts";
 import { LayerPreparer } from "./layer-preparer.ts";
+import { layerStatus, type LayerQueues, type LayerStatus } from "./layer-status.ts";
 import { MetaImages } from "./meta-images.ts";
 import type { LayerRegistry } from "./places.ts";
 import { LayerRecords, type LayerRecord } from "./records.ts";
@@ -79,6 +80,7 @@ export class Layers {
   readonly #log: Log;
   readonly #records: LayerRecords;
   readonly #cache: DiskCache;
+  readonly #budget: ByteBudget;
   readonly #metaImages: MetaImages;
   readonly #mounts: LayerMounts;
   readonly #lookup: IndexLookup | undefined;
@@ -101,6 +103,7 @@ export class Layers {
     this.#log = log;
     this.#cache = cache;
     const { counters } = this;
+    this.#budget = new ByteBudget(options.memoryBytesMax ?? 128 * MiB);
     const records = LayerRecords.open(join(root, "layers.db"));
     this.#records = records;
     this.#metaImages = new MetaImages({
@@ -135,7 +138,7 @@ export class Layers {
       registry,
       cache,
       records,
-      budget: new ByteBudget(options.memoryBytesMax ?? 128 * MiB),
+      budget: this.#budget,
       activity,
       counters,
       log,
@@ -228,6 +231,27 @@ export class Layers {
       this.#metaImages.bytesOnDisk(layerDigest),
     ]);
     return { bytes: data + meta, inodes };
+  }
+
+  /** How it stands with each layer, one after the other, so that nothing urgent has to wait. */
+  async status(): Promise<LayerStatus[]> {
+    const sources = { cache: this.#cache, metaImages: this.#metaImages, active: this.#active };
+    const all: LayerStatus[] = [];
+    for (const record of this.#records.all()) all.push(await layerStatus(record, sources));
+    return all;
+  }
+
+  /** What waits to be done now, or is being done. */
+  queues(): LayerQueues {
+    const { running, waiting } = this.#preparer.pulls;
+    const { used, limit } = this.#budget;
+    return {
+      fill: this.#fill?.queued ?? 0,
+      pullsRunning: running,
+      pullsWaiting: waiting,
+      memoryBytes: used,
+      memoryBytesMax: limit,
+    };
   }
 
   /**
