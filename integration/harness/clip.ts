@@ -1,7 +1,7 @@
 /** A private clip daemon, and its command line. */
 import { readdir, writeFile } from "node:fs/promises";
 import path from "node:path";
-import { attempt, run, Service, type CommandOptions, type CommandResult } from "./command.ts";
+import { run, Service, type CommandOptions } from "./command.ts";
 import { mountsBelow, type Sandbox } from "./sandbox.ts";
 import { repositoryRoot, toolEnvironment } from "./tools.ts";
 
@@ -100,14 +100,6 @@ const READY = /^clip is ready\b.*$/gm;
 /** Runs `clip` to its end. */
 export function clip(args: readonly string[], options: CommandOptions = {}): Promise<string> {
   return run(program, args, { ...options, env: { ...toolEnvironment(), ...options.env } });
-}
-
-/** As `clip`, but a failure is a result. */
-export function tryClip(
-  args: readonly string[],
-  options: CommandOptions = {},
-): Promise<CommandResult> {
-  return attempt(program, args, { ...options, env: { ...toolEnvironment(), ...options.env } });
 }
 
 function tomlOf(settings: ClipSettings): string {

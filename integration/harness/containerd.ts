@@ -7,6 +7,7 @@ import type { Sandbox } from "./sandbox.ts";
 import {
   cniDirectory,
   containerdDirectory,
+  repositoryRoot,
   tool,
   toolEnvironment,
   type ContainerdGeneration,
@@ -25,8 +26,8 @@ export interface ContainerdOptions {
   criAnnotations?: boolean;
   /** Image of a pod's sandbox. Pods cannot run without. */
   pauseImage?: string;
-  /** Registries that speak plain HTTP without being named localhost. */
-  plainHttpHosts?: readonly string[];
+  /** Use the file that `config/` has for people, instead of a configuration for tests. */
+  asDocumented?: boolean;
 }
 
 /** A containerd that is running. */
@@ -54,10 +55,9 @@ export class Containerd {
   static async start(sandbox: Sandbox, options: ContainerdOptions): Promise<Containerd> {
     const containerd = new Containerd(sandbox, options);
     await mkdir(path.join(containerd.directory, "tmp"), { recursive: true });
-    const render = options.generation === "1" ? configOfGeneration1 : configOfGeneration2;
     await writeFile(
       path.join(containerd.directory, "config.toml"),
-      render(containerd.directory, options),
+      await configOf(containerd.directory, options),
     );
     await writeCniConfig(containerd.directory);
     await restoreForwarding(sandbox);
@@ -190,6 +190,27 @@ export function lines(output: string): string[] {
   return output.split("\n").filter((line) => line !== "");
 }
 
+async function configOf(directory: string, options: ContainerdOptions): Promise<string> {
+  if (options.asDocumented === true) return documentedConfig(directory, options);
+  return (options.generation === "1" ? configOfGeneration1 : configOfGeneration2)(
+    directory,
+    options,
+  );
+}
+
+/** The file for people, with other places and nothing else. */
+async function documentedConfig(directory: string, options: ContainerdOptions): Promise<string> {
+  const file = path.join(repositoryRoot, "config", `containerd-${options.generation}.x.toml`);
+  const documented = (await readFile(file, "utf8"))
+    .replace("/run/clip-snapshotter/clip.sock", options.clipAddress ?? "")
+    .replaceAll("linux/amd64", platform);
+  const common = commonConfig(directory).split("\n");
+  const tables = common.findIndex((line) => line.startsWith("["));
+  return [...common.slice(0, tables), documented, ...common.slice(tables)].join("\n");
+}
+
+const platform = `linux/${process.arch === "x64" ? "amd64" : process.arch}`;
+
 function configOfGeneration1(directory: string, options: ContainerdOptions): string {
   return `version = 2
 ${commonConfig(directory)}
@@ -211,7 +232,6 @@ ${proxyConfig(options)}`;
 }
 
 function configOfGeneration2(directory: string, options: ContainerdOptions): string {
-  const platform = `linux/${process.arch === "x64" ? "amd64" : process.arch}`;
   const snapshotters = options.clipAddress === undefined ? ["overlayfs"] : ["overlayfs", "clip"];
   return `version = 3
 ${commonConfig(directory)}

@@ -33,11 +33,6 @@ export async function debianImage(): Promise<Image> {
   return makeImage(layers, { command: ["/bin/bash"] });
 }
 
-/** The bottom layer alone: a root file system of some 7,000 files. */
-export function debianBase(): Promise<ImageLayer> {
-  return debianLayer("base");
-}
-
 async function debianLayer(name: (typeof LAYERS)[number]): Promise<ImageLayer> {
   const packages = path.join(toolsRoot, "image", name);
   if (!existsSync(packages)) throw new Error(`${packages} is missing: run make setup`);

@@ -35,7 +35,7 @@ export const fixtures: readonly Fixture[] = [
 const DAY = 86_400_000_000_000n;
 
 /** Directories and programs that a container needs; nothing has to be added to run it. */
-export async function baseMembers(): Promise<TarMember[]> {
+async function baseMembers(): Promise<TarMember[]> {
   const directory = (name: string, mode = 0o755): TarMember => ({
     name: `${name}/`,
     type: "directory",
@@ -62,7 +62,7 @@ export async function baseMembers(): Promise<TarMember[]> {
 }
 
 /** A layer of members. */
-export async function layerOf(
+async function layerOf(
   directory: string,
   name: string,
   members: readonly TarMember[],

@@ -1,5 +1,4 @@
 /** Where the programs are that `scripts/setup` brings. */
-import { globSync } from "node:fs";
 import path from "node:path";
 
 /** Root of the checkout. */
@@ -26,13 +25,6 @@ export function containerdDirectory(generation: ContainerdGeneration): string {
 /** Path of a program in `.tools/bin`. */
 export function tool(name: string): string {
   return path.join(toolsRoot, "bin", name);
-}
-
-/** The Node that runs clip: the pinned one. */
-export function pinnedNode(): string {
-  const found = globSync(path.join(repositoryRoot, "node_modules/node-linux-*/bin/node"))[0];
-  if (found === undefined) throw new Error("the pinned Node is missing: run make setup");
-  return found;
 }
 
 /** Environment for programs that look others up in PATH. */
