@@ -220,6 +220,34 @@ for (const mode of ["erofs", "fuse"] as const) {
   });
 }
 
+for (const [kind, content] of Object.entries({
+  "of no bytes": Buffer.alloc(0),
+  "of end blocks only": Buffer.alloc(10_240),
+})) {
+  for (const mode of ["erofs", "fuse"] as const) {
+    test(`an empty layer ${kind} is an empty directory with ${mode}`, async () => {
+      const name = `empty-${content.length}-${mode}`;
+      const file = join(await sandbox.subdirectory(name), "layer.tar");
+      await writeFile(file, content);
+      const layer = await makeLayer(file);
+      const image = makeImage([layer]);
+      await pushImage(image, registry.host, name);
+      await onNode(name, { mode, backgroundFillDelayMs: 0 }, async ({ layers }) => {
+        const number = await layers.ensure({
+          layerDigest: layer.digest as Digest,
+          diffId: layer.diffId as Digest,
+          compressedSize: layer.size,
+          mediaType: layer.mediaType,
+          manifestDigest: image.digest as Digest,
+          repositories: [{ host: registry.host, name }],
+        });
+        const { path } = await layers.mount(number);
+        assert.equal(await run("ls", ["-A", path]), "");
+      });
+    });
+  }
+}
+
 test("a mount of a complete layer survives a restart", async () => {
   const target = await push("adopt", false);
   const directory = await sandbox.subdirectory("adopt");

@@ -125,7 +125,6 @@ void test("a full disk leaves the span out and is a typed error", async () => {
   data.write = () => Promise.reject(Object.assign(new Error("no space"), { code: "ENOSPC" }));
   await assert.rejects(file.write(2, spanContent(2)), { code: "DISK_FULL" });
   assert.equal(file.has(2), false);
-  assert.equal(file.full, false);
 });
 
 void test("spans whose sync failed are given up", async () => {
@@ -144,7 +143,6 @@ void test("dropped spans are neither present nor claimed", async () => {
   assert.equal(file.complete, true);
   await file.drop([4, 9]);
   assert.equal(file.complete, false);
-  assert.equal(file.full, false);
   assert.equal(file.has(4), false);
   assert.equal(map.durable[spanMapHeaderBytes + 9], 0);
   assert.equal(map.durable[spanMapHeaderBytes + 10], 1);

@@ -50,7 +50,6 @@ export class LayerFile {
   /** What the map on disk claims, or is about to. */
   readonly #claimed: Uint8Array;
   readonly #unclaimed = new Set<number>();
-  #presentCount: number;
   #complete: boolean;
   #flushing: Promise<void> = Promise.resolve();
   #flushTimer: NodeJS.Timeout | undefined;
@@ -69,7 +68,6 @@ export class LayerFile {
     this.spanPresent = parts.present;
     this.#claimed = Uint8Array.from(parts.present);
     this.#lastFlags = Uint8Array.from(parts.present);
-    this.#presentCount = parts.present.reduce((sum, one) => sum + one, 0);
     this.#complete = parts.complete;
   }
 
@@ -80,11 +78,6 @@ export class LayerFile {
   /** Whether the whole file has matched its diffID. */
   get complete(): boolean {
     return this.#complete;
-  }
-
-  /** Whether every span is there, matched as a whole or not. */
-  get full(): boolean {
-    return this.#presentCount === this.spanCount;
   }
 
   /** Whether the bytes of this span can be read from the file. */
@@ -125,7 +118,6 @@ export class LayerFile {
     const flag = ((this.#lastFlags[span] ?? 0) % 255) + 1;
     this.#lastFlags[span] = flag;
     Atomics.store(this.spanPresent, span, flag);
-    this.#presentCount++;
     this.#unclaimed.add(span);
     if (this.#unclaimed.size >= flushSpans) void this.#flushLogged();
     else this.#flushTimer ??= setTimeout(() => void this.#flushLogged(), flushDelayMs).unref();
@@ -157,12 +149,6 @@ export class LayerFile {
     await this.#writeState(1);
     await this.#map.datasync();
     this.#complete = true;
-  }
-
-  /** Bytes that the file and its map really take on disk. */
-  async bytesOnDisk(): Promise<number> {
-    const [data, map] = await Promise.all([this.#data.stat(), this.#map.stat()]);
-    return (data.blocks + map.blocks) * 512;
   }
 
   /** Claims what can be claimed and closes the files. */
@@ -214,7 +200,7 @@ export class LayerFile {
   }
 
   #forget(span: number): void {
-    if (Atomics.exchange(this.spanPresent, span, 0) !== 0) this.#presentCount--;
+    Atomics.store(this.spanPresent, span, 0);
     this.#claimed[span] = 0;
     this.#unclaimed.delete(span);
   }

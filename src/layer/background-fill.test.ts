@@ -42,6 +42,10 @@ async function setUp(layer: FakeLayer, { bytesPerSecond }: { bytesPerSecond?: nu
     activity,
     counters,
     log: silentLog,
+    verify: async ({ file }) => {
+      const digest = digestOf((await file.read(0, file.size)) ?? assert.fail());
+      return { digest, imageReplaced: false };
+    },
     onMismatch: (wrong) => mismatched.push(wrong),
   });
   const close = async () => {
@@ -97,7 +101,7 @@ void test("spans that changed on disk are fetched again", async () => {
   const layer = fakeLayer(10, 1000);
   const { blob, file, counters, fill, mismatched, close } = await setUp(layer);
   await blob.read(0, 10_000);
-  await until(() => file.full);
+  await until(() => file.spanPresent.every((one) => one > 0));
   const data = await open(file.path, "r+");
   await data.write(Buffer.from("rot"), 0, 3, 4321);
   await data.close();

@@ -1,11 +1,12 @@
 /** Completes layers after their first use, while nobody is waiting for a read. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { ClipError, describeError } from "../base/errors.ts";
+import { ClipError, describeError, isClipError } from "../base/errors.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { LayerCounters } from "./counters.ts";
 import type { DemandActivity } from "./demand-activity.ts";
 import type { LayerBlob } from "./layer-blob.ts";
-import { digestOfLayerFile, wrongSpans } from "./verify.ts";
+import type { Verification } from "./verification.ts";
+import { wrongSpans } from "./verify.ts";
 
 /** Uncompressed bytes that one fetch of the fill asks for. */
 const stepBytes = 8 * 1024 * 1024;
@@ -22,6 +23,8 @@ export interface BackgroundFillOptions {
   activity: DemandActivity;
   counters: LayerCounters;
   log: Log;
+  /** Reads a layer whose every span is on disk. */
+  verify: (blob: LayerBlob, signal: AbortSignal) => Promise<Verification>;
   /** Every span matched the layer index, but the whole did not match the diffID. */
   onMismatch: (blob: LayerBlob) => void;
 }
@@ -104,6 +107,12 @@ export class BackgroundFill {
       await this.#check(blob, signal);
     } catch (error) {
       if (signal.aborted) return;
+      if (isClipError(error, "CORRUPT_TAR")) {
+        this.#options.counters.mismatches++;
+        log.error({ layer, error: describeError(error) }, "the layer is no archive");
+        this.#options.onMismatch(blob);
+        return;
+      }
       const next = Math.min(backoffMs * 2, backoffMsMax);
       log.warn(
         { layer, error: describeError(error), retryMs: backoffMs },
@@ -134,11 +143,15 @@ export class BackgroundFill {
   }
 
   async #check(blob: LayerBlob, signal: AbortSignal): Promise<void> {
-    const { counters, log, onMismatch } = this.#options;
+    const { counters, log, verify, onMismatch } = this.#options;
     const { file, head } = blob;
     const layer = head.layerDigest;
-    const found = await digestOfLayerFile(file, signal);
+    await file.flush();
+    const { digest: found, imageReplaced } = await verify(blob, signal);
     if (found === head.diffId) {
+      if (imageReplaced) {
+        log.error({ layer }, "the files of the layer were not what its index says; corrected");
+      }
       await file.markComplete();
       counters.completed++;
       log.info({ layer, bytes: file.size }, "the layer is complete");

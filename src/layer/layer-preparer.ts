@@ -118,7 +118,9 @@ export class LayerPreparer {
       signal,
       this.#options.log,
     );
-    const published = await this.publishedIndex(target, repositories, signal);
+    // The first has the layer. Other hosts are guesses, which may take long to be proved wrong.
+    const onSameHost = repositories.filter(({ host }) => host === repositories[0]?.host);
+    const published = await this.publishedIndex(target, onSameHost, signal);
     if (published !== undefined) return { reader: published, origin: "published index" };
     const reader = await this.#pulls.run(() => this.#pull(target, repositories, signal));
     return { reader, origin: "whole pull" };

@@ -13,7 +13,6 @@ import { BackgroundFill } from "./background-fill.ts";
 import { ByteBudget } from "./byte-budget.ts";
 import { newLayerCounters, type LayerCounters } from "./counters.ts";
 import { DemandActivity } from "./demand-activity.ts";
-import { supportsErofs } from "./erofs-mount.ts";
 import { IndexLookup, type FindLayerIndexes } from "./index-lookup.ts";
 import { KeyedQueue } from "./keyed-queue.ts";
 import type { LayerBlob } from "./layer-blob.ts";
@@ -21,11 +20,14 @@ import { LayerMounts } from "./layer-mounts.ts";
 import { LayerPreparer } from "./layer-preparer.ts";
 import { layerStatus, type LayerQueues, type LayerStatus } from "./layer-status.ts";
 import { MetaImages } from "./meta-images.ts";
+import type { MountMode } from "./mount-mode.ts";
 import type { LayerRegistry } from "./places.ts";
 import { LayerRecords, type LayerRecord } from "./records.ts";
 import type { SpanIndex } from "./registry-source.ts";
 import { SharedWork } from "./shared-work.ts";
 import type { LayerTarget } from "./target.ts";
+import type { Verification } from "./verification.ts";
+import { verifyLayer } from "./verify.ts";
 
 const MiB = 1024 * 1024;
 
@@ -33,7 +35,10 @@ const MiB = 1024 * 1024;
 export interface LayersOptions {
   /** Everything is kept below it. Absolute, without symlinks, not on overlayfs. */
   root: string;
-  /** The mounted FUSE session; its reads go to {@link Layers.handleRead}. */
+  /**
+   * The mounted FUSE session; its reads go to {@link Layers.handleRead}. Nobody need serve it yet
+   * when the layers are opened.
+   */
   session: LayerSession;
   /** Where it is mounted. Absolute, without symlinks. */
   fuseMountpoint: string;
@@ -42,8 +47,7 @@ export interface LayersOptions {
   indexes: IndexStore;
   /** Lists published indexes; absent: they are not looked for. */
   findIndexes?: FindLayerIndexes;
-  /** `erofs`: the kernel serves metadata; `fuse`: a directory tree; `auto`: the best there is. */
-  mode: "auto" | "erofs" | "fuse";
+  mode: MountMode;
   /** Keep what a layer has below /proc, /sys and /dev. Default: false. */
   keepRuntimeDirectories?: boolean;
   /** How far the kernel reads ahead in a file of a layer, in KiB. Default: 1024. */
@@ -75,7 +79,7 @@ export class Layers {
   /** What has been done since {@link Layers.open}. */
   readonly counters: LayerCounters = newLayerCounters();
   /** How layers are mounted. */
-  readonly mode: "erofs" | "fuse";
+  readonly mode: MountMode;
   readonly #options: LayersOptions;
   readonly #log: Log;
   readonly #records: LayerRecords;
@@ -96,10 +100,10 @@ export class Layers {
   readonly #wantedAt = new Map<number, number>();
   #clock = 0;
 
-  private constructor(options: LayersOptions, mode: "erofs" | "fuse", cache: DiskCache) {
+  private constructor(options: LayersOptions, cache: DiskCache) {
     const { root, session, registry, indexes, findIndexes, fuseMountpoint, log } = options;
     this.#options = options;
-    this.mode = mode;
+    this.mode = options.mode;
     this.#log = log;
     this.#cache = cache;
     const { counters } = this;
@@ -155,6 +159,7 @@ export class Layers {
             activity,
             counters,
             log,
+            verify: (blob, signal) => this.#verify(blob, signal),
             onMismatch: (blob) => void this.#condemn(blob),
           });
   }
@@ -170,14 +175,8 @@ export class Layers {
       throw new ClipError("ARGUMENT_INVALID", "the paths of mounts must not contain commas");
     }
     await mkdir(root, { recursive: true, mode: 0o711 });
-    const erofs = options.mode !== "fuse" && (await supportsErofs(root, log));
-    if (options.mode === "erofs" && !erofs) {
-      throw new ClipError("ARGUMENT_INVALID", "this kernel cannot mount layers with EROFS", {
-        hint: 'It takes Linux 6.12 and a root that is not on overlayfs; or set mount.mode = "fuse".',
-      });
-    }
     const cache = await DiskCache.open({ directory: join(root, "cache"), log });
-    const layers = new Layers(options, erofs ? "erofs" : "fuse", cache);
+    const layers = new Layers(options, cache);
     await layers.#start();
     return layers;
   }
@@ -305,10 +304,16 @@ export class Layers {
     await this.#mounts.sweep(new Set(records.map(({ number }) => number)));
     await this.#metaImages.open(digests);
     await this.#cache.sweep(digests);
-    for (const number of this.#mounts.servedByFuse()) {
-      const record = this.#record(number);
-      const blob = await this.#activate(record);
+    await Promise.all(this.#mounts.servedByFuse().map((number) => this.#resume(number)));
+  }
+
+  /** Serves a layer again that someone may have mounted; one that cannot be does not keep others. */
+  async #resume(number: number): Promise<void> {
+    try {
+      const blob = await this.#activate(this.#record(number));
       if (blob !== undefined) this.#fill?.schedule(blob);
+    } catch (error) {
+      this.#log.error({ number, error: describeError(error) }, "a mounted layer cannot be served");
     }
   }
 
@@ -433,6 +438,16 @@ export class Layers {
       );
       return undefined;
     }
+  }
+
+  #verify({ file, head }: LayerBlob, signal: AbortSignal): Promise<Verification> {
+    const { path, size } = file;
+    const order = {
+      ...{ path, size, diffId: head.diffId },
+      imagePath: this.#metaImages.path(head.layerDigest),
+      keepRuntimeDirectories: this.#options.keepRuntimeDirectories ?? false,
+    };
+    return verifyLayer(order, signal);
   }
 
   /** The index lied about the layer: its mounts fail from now on, and it is forgotten. */

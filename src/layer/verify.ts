@@ -1,28 +1,34 @@
 /** Checks of a layer whose every span is local. */
-import { createHash, hash } from "node:crypto";
-import type { Digest } from "../base/digest.ts";
+import { hash } from "node:crypto";
+import { Worker } from "node:worker_threads";
 import { ClipError } from "../base/errors.ts";
 import type { LayerFile } from "../cache/layer-file.ts";
 import type { LayerHead } from "../index/model.ts";
-
-/** Bytes hashed at a time: a fraction of a millisecond of the main thread. */
-const chunkBytes = 512 * 1024;
+import type { Verification, VerifyAnswer, VerifyOrder } from "./verification.ts";
 
 /**
- * sha256 of the whole uncompressed layer, as it stands on disk.
- * @throws ClipError CORRUPT_LAYER when the file is shorter than it should be
+ * Reads a whole layer in a thread of its own: its digest, and whether the metadata image that was
+ * made from its index is the one that the layer itself gives. If only that is wrong it is replaced.
+ * @throws ClipError CORRUPT_LAYER, CORRUPT_TAR, LIMIT_EXCEEDED, DISK_FULL, ABORTED
  */
-export async function digestOfLayerFile(file: LayerFile, signal: AbortSignal): Promise<Digest> {
-  const whole = createHash("sha256");
-  for (let offset = 0; offset < file.size; offset += chunkBytes) {
-    signal.throwIfAborted();
-    const bytes = await file.read(offset, Math.min(chunkBytes, file.size - offset));
-    if (bytes === undefined) {
-      throw new ClipError("CORRUPT_LAYER", `the cache file ends before byte ${file.size}`);
-    }
-    whole.update(bytes);
+export async function verifyLayer(order: VerifyOrder, signal: AbortSignal): Promise<Verification> {
+  const worker = new Worker(new URL("./verify-worker.ts", import.meta.url), { workerData: order });
+  const { promise, resolve, reject } = Promise.withResolvers<VerifyAnswer>();
+  worker.once("message", resolve);
+  worker.once("error", reject);
+  worker.once("exit", () => reject(new ClipError("CLOSED", "the thread has ended")));
+  const onAbort = () => reject(new ClipError("ABORTED", "the check was given up"));
+  if (signal.aborted) onAbort();
+  else signal.addEventListener("abort", onAbort, { once: true });
+  try {
+    const answer = await promise;
+    if ("digest" in answer) return answer;
+    const { message, code } = answer;
+    throw code === undefined ? new Error(message) : new ClipError(code, message);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+    await worker.terminate();
   }
-  return `sha256:${whole.digest("hex")}` as Digest;
 }
 
 /** Those spans whose bytes on disk do not match their digests. */

@@ -1,0 +1,25 @@
+/** What is said to and by the thread that checks a complete layer. */
+import type { Digest } from "../base/digest.ts";
+import type { ErrorCode } from "../base/errors.ts";
+
+/** What is to be checked. */
+export interface VerifyOrder {
+  /** File of the uncompressed layer. */
+  path: string;
+  size: number;
+  diffId: Digest;
+  /** Its metadata image, which was made from the layer index. */
+  imagePath: string;
+  keepRuntimeDirectories: boolean;
+}
+
+/** What was found. */
+export interface Verification {
+  /** sha256 of the whole file. */
+  digest: Digest;
+  /** The image was not what the layer itself says, and has been replaced by that. */
+  imageReplaced: boolean;
+}
+
+/** What the thread answers. */
+export type VerifyAnswer = Verification | { message: string; code: ErrorCode | undefined };
