@@ -5,13 +5,14 @@ import { openFuseSession, type FuseSession } from "../src/fuse/session.ts";
 import { findLayerIndexes } from "../src/index/published.ts";
 import { IndexStore } from "../src/index/store.ts";
 import { Layers, type LayersOptions } from "../src/layer/layers.ts";
+import { chooseMountMode } from "../src/layer/mount-mode.ts";
 import { RegistryClient } from "../src/registry/client.ts";
 import { openLog } from "../src/telemetry/log.ts";
 
 /** How a node differs from the usual one. */
 export type NodeSettings = Partial<
-  Pick<LayersOptions, "mode" | "backgroundFillDelayMs" | "memoryBytesMax" | "findIndexes">
-> & { lookup?: boolean };
+  Pick<LayersOptions, "backgroundFillDelayMs" | "memoryBytesMax" | "findIndexes">
+> & { mode?: LayersOptions["mode"] | "auto"; lookup?: boolean };
 
 /** Layers with all that they need. */
 export interface LayerNode {
@@ -27,11 +28,12 @@ export interface LayerNode {
 
 /** Opens a node below `directory`, which may have been one before. */
 export async function openNode(directory: string, settings: NodeSettings = {}): Promise<LayerNode> {
-  const { lookup = true, mode = "auto", ...others } = settings;
+  const { lookup = true, mode: wanted = "auto", ...others } = settings;
   const log = openLog("error");
   const root = join(directory, "root");
   const fuseMountpoint = join(directory, "fuse");
   await mkdir(root, { recursive: true });
+  const mode = await chooseMountMode(wanted, root, log);
   const registry = new RegistryClient({
     dockerConfig: join(directory, "none.json"),
     retries: 1,

@@ -1,12 +1,12 @@
 /** The connection to the kernel: /dev/fuse and what is mounted on it. */
-import { closeSync, openSync } from "node:fs";
+import { closeSync, openSync, writevSync } from "node:fs";
 import { mkdir, realpath, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { ClipError, describeError } from "../base/errors.ts";
 import { MNT_DETACH, mount, MS_RDONLY, unmount } from "../os/libc.ts";
 import type { Log } from "../telemetry/log.ts";
 import { findMount, type MountEntry } from "./mount-table.ts";
-import { readBytesMax } from "./protocol.ts";
+import { encodeResend, readBytesMax } from "./protocol.ts";
 
 /** A mount and the descriptor through which it is served. */
 export interface FuseConnection {
@@ -33,6 +33,27 @@ export async function openConnection(mountpoint: string): Promise<FuseConnection
     closeSync(descriptor);
     throw error;
   }
+}
+
+/**
+ * Sees to it that a descriptor of /dev/fuse, which another process has opened, is mounted.
+ * @returns whether that was done only now: the kernel has yet to begin the session
+ * @throws ClipError SYSTEM_CALL; CLOSED when it was mounted once and is not any more
+ */
+export async function attachConnection(
+  mountpoint: string,
+  descriptor: number,
+): Promise<{ fresh: boolean }> {
+  const place = await resolveParent(mountpoint);
+  if (wasMounted(descriptor)) {
+    const entry = await findMount(place);
+    if (entry?.type === fileSystemType) return { fresh: false };
+    throw new ClipError("CLOSED", `the FUSE session at ${place} has ended`);
+  }
+  await removeStaleMounts(place);
+  await mkdir(place, { recursive: true });
+  await mountOn(place, descriptor);
+  return { fresh: true };
 }
 
 /**
@@ -78,6 +99,17 @@ function openDevice(): number {
       hint: "Load the kernel module fuse, and run as root.",
       cause: error,
     });
+  }
+}
+
+/** The kernel takes no message, not even one that does no harm, before a session is mounted. */
+function wasMounted(descriptor: number): boolean {
+  try {
+    writevSync(descriptor, [encodeResend()]);
+    return true;
+  } catch (error) {
+    // Before Linux 6.9 this very message is not known, which is another error.
+    return (error as NodeJS.ErrnoException).code !== "EPERM";
   }
 }
 

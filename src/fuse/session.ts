@@ -20,7 +20,7 @@ import { PendingReads, type FuseReadRequest } from "./pending.ts";
 import { encodeResend } from "./protocol.ts";
 import { FuseThreads } from "./threads.ts";
 
-export { openConnection, type FuseConnection } from "./connection.ts";
+export { attachConnection, openConnection, type FuseConnection } from "./connection.ts";
 export { blobName, treeName, type FuseLayer } from "./layer.ts";
 export type { FuseReadRequest } from "./pending.ts";
 
@@ -43,9 +43,10 @@ export interface FuseSessionOptions {
   noOpen?: boolean;
   /**
    * /dev/fuse of a session that an earlier process began and that is still mounted. Its requests
-   * that were in flight are sent again. The descriptor stays the caller's.
+   * that were in flight are sent again. The descriptor stays the caller's. `fresh`: it was only
+   * mounted, see {@link attachConnection}.
    */
-  resume?: { descriptor: number };
+  resume?: { descriptor: number; fresh?: boolean };
   /** Called when the mount has ended without {@link FuseSession.close}: unmounted or aborted. */
   onEnd?(): void;
   log?: Log;
@@ -123,7 +124,8 @@ export class FuseSession {
     // A thread that blocks in read(2) would keep the process from ending.
     process.once("exit", this.#onExit);
     for (const layer of this.#options.layers ?? []) this.#threads.addLayer(layer);
-    if (this.#options.resume === undefined) {
+    const { resume } = this.#options;
+    if (resume === undefined || resume.fresh === true) {
       this.#threads.start();
       await this.#waitForInit();
     } else {
