@@ -1,24 +1,18 @@
 /** The `clip` command. Subcommands load what they need when they run, so that each starts quickly. */
-import { readFileSync } from "node:fs";
 import { Command } from "commander";
 import { describeError, isClipError } from "../base/errors.ts";
+import { version } from "../base/version.ts";
 import { configCommand } from "./config.ts";
 import { daemonCommand } from "./daemon.ts";
 import { indexCommand } from "./index.ts";
-
-const manifest: unknown = JSON.parse(
-  readFileSync(new URL("../../package.json", import.meta.url), "utf8"),
-);
-const version =
-  typeof manifest === "object" && manifest !== null && "version" in manifest
-    ? String(manifest.version)
-    : "unknown";
+import { statusCommand } from "./status.ts";
 
 const program = new Command("clip")
   .description("A containerd remote snapshotter for unmodified OCI images")
   .version(version)
   .addCommand(daemonCommand())
   .addCommand(indexCommand())
+  .addCommand(statusCommand())
   .addCommand(configCommand());
 
 try {

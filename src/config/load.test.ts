@@ -24,7 +24,9 @@ test("config/clip.toml shows every key with its default", async () => {
     "caFile",
     "mirrors",
   ]);
-  assert.deepEqual({ ...shown, registry: { ...registry, host: [] } }, parseConfig("", "test"));
+  assert.equal(shown.metrics.address, "127.0.0.1:9123");
+  const defaults = { ...shown, metrics: {}, registry: { ...registry, host: [] } };
+  assert.deepEqual(defaults, parseConfig("", "test"));
 });
 
 test("flags override the file", () => {

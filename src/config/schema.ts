@@ -10,6 +10,10 @@ const MiB = 1024 * 1024;
 const path = v.pipe(v.string(), v.startsWith("/", "must be an absolute path"));
 const count = (min: number, max: number) =>
   v.pipe(v.number(), v.integer(), v.minValue(min), v.maxValue(max));
+const tcpAddress = v.pipe(
+  v.string(),
+  v.regex(/^(\[[0-9a-fA-F:.]+\]|[^:\s]+):\d{1,5}$/, "must be host:port"),
+);
 const milliseconds = count(1, 24 * 3600 * 1000);
 
 const registryHost = v.strictObject({
@@ -36,6 +40,13 @@ export const configSchema = v.strictObject({
   log: v.optional(
     v.strictObject({
       level: v.optional(v.picklist(logLevels), "info"),
+    }),
+    {},
+  ),
+  metrics: v.optional(
+    v.strictObject({
+      /** `host:port` on which metrics and status are served, besides the socket below `state`. */
+      address: v.optional(tcpAddress),
     }),
     {},
   ),

@@ -2,6 +2,7 @@
 import { Server, ServerCredentials, type UntypedServiceImplementation } from "@grpc/grpc-js";
 import { ClipError } from "../base/errors.ts";
 import { grpcMessageBytesMax } from "../base/limits.ts";
+import { PrivateSocket } from "../base/private-socket.ts";
 import { loadService } from "../containerd/protos.ts";
 import { GrpcHandlers, type CallContext, type CallObserver } from "./grpc-handlers.ts";
 import {
@@ -17,8 +18,7 @@ import {
   type UsageMessage,
 } from "./messages.ts";
 import type { Mount } from "./mounts.ts";
-import { Snapshotter, type SnapshotterOptions } from "./snapshotter.ts";
-import { PrivateSocket } from "./private-socket.ts";
+import { Snapshotter, type SnapshotCounts, type SnapshotterOptions } from "./snapshotter.ts";
 
 /** What {@link createSnapshotterServer} takes. */
 export interface SnapshotterServerOptions extends SnapshotterOptions {
@@ -32,6 +32,8 @@ export interface SnapshotterServerOptions extends SnapshotterOptions {
 export interface SnapshotterServer {
   /** Numbers of the layers that snapshots refer to, for those who keep layers. */
   layersInUse(): number[];
+  /** How many snapshots there are. */
+  snapshotCounts(): SnapshotCounts;
   /**
    * Serves on a unix socket that only its owner can connect to; it takes the place of a stale one.
    * @throws ClipError ARGUMENT_INVALID, SYSTEM_CALL
@@ -62,6 +64,7 @@ export async function createSnapshotterServer(
   let closing: Promise<void> | undefined;
   return {
     layersInUse: () => snapshotter.layersInUse(),
+    snapshotCounts: () => snapshotter.counts(),
     async listen(path) {
       socket = await PrivateSocket.bind(path, (temporary) => bind(server, temporary));
     },

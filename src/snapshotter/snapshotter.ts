@@ -24,6 +24,9 @@ export interface SnapshotterOptions {
   onFallback?: (reason: FallbackReason) => void;
 }
 
+/** How many snapshots there are of each kind; those that are layers served on demand are apart. */
+export type SnapshotCounts = Record<Snapshot["kind"] | "remote", number>;
+
 /** What a new snapshot is to be. */
 export interface PrepareRequest {
   key: string;
@@ -84,6 +87,14 @@ export class Snapshotter {
   /** Numbers of the layers that snapshots refer to. */
   layersInUse(): number[] {
     return this.#store.layers();
+  }
+
+  /** How many snapshots there are. */
+  counts(): SnapshotCounts {
+    const counts = { active: 0, view: 0, committed: 0, remote: 0 };
+    for (const { kind, layer } of this.#store.all())
+      counts[layer === undefined ? kind : "remote"]++;
+    return counts;
   }
 
   /**

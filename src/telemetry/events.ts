@@ -5,15 +5,21 @@
 import { digestKey, type Digest } from "../base/digest.ts";
 import type { Log } from "./log.ts";
 
-/** A layer, as it is called in the registry, and by its key on disk and in content caches. */
-function layerFields(layer: Digest): { layer: Digest; cacheKey: string } {
+/** A layer and the key under which a content cache has it. */
+export interface CachedLayer {
+  layer: Digest;
+  cacheKey: string;
+}
+
+/** A layer and the name of its file in the disk cache. */
+function onDisk(layer: Digest): CachedLayer {
   return { layer, cacheKey: digestKey(layer) };
 }
 
 /** No tier has the layer in a form that ranges can be read of: it is pulled whole. */
 export function layerMissed(log: Log, layer: Digest, fields: { host: string }): void {
   log.info(
-    { ...layerFields(layer), ...fields },
+    { ...onDisk(layer), ...fields },
     "cache miss - downloading and decompressing layer from registry",
   );
 }
@@ -24,7 +30,7 @@ export function layerCached(
   layer: Digest,
   fields: { bytes: number; path: string; durationMs: number },
 ): void {
-  log.info({ ...layerFields(layer), ...fields }, "layer decompressed and cached to disk");
+  log.info({ ...onDisk(layer), ...fields }, "layer decompressed and cached to disk");
 }
 
 /** The daemon starts without a content cache. */
@@ -33,26 +39,23 @@ export function contentCacheNotConfigured(log: Log): void {
 }
 
 /** A layer of `bytes` uncompressed bytes was put into the queue of what is to be stored. */
-export function storeQueued(log: Log, layer: Digest, fields: { bytes: number }): void {
-  log.info(
-    { ...layerFields(layer), ...fields },
-    "storing decompressed layer in ContentCache (async)",
-  );
+export function storeQueued(log: Log, layer: CachedLayer, fields: { bytes: number }): void {
+  log.info({ ...layer, ...fields }, "storing decompressed layer in ContentCache (async)");
 }
 
 /** It is the layer's turn to be stored. */
-export function storeBegun(log: Log, layer: Digest, fields: { path: string }): void {
-  log.debug({ ...layerFields(layer), ...fields }, "store of decompressed layer started");
+export function storeBegun(log: Log, layer: CachedLayer, fields: { path: string }): void {
+  log.debug({ ...layer, ...fields }, "store of decompressed layer started");
 }
 
 /** A layer is in the content cache; `stored` is false when another node had stored it already. */
 export function storeDone(
   log: Log,
-  layer: Digest,
+  layer: CachedLayer,
   fields: { bytes: number; durationMs: number; stored: boolean },
 ): void {
   log.info(
-    { ...layerFields(layer), ...fields },
+    { ...layer, ...fields },
     "successfully stored decompressed layer in ContentCache - available for cluster range reads",
   );
 }
@@ -60,10 +63,10 @@ export function storeDone(
 /** A layer could not be stored; it is tried again after `retryMs`, if that is given. */
 export function storeFailed(
   log: Log,
-  layer: Digest,
+  layer: CachedLayer,
   fields: { bytes: number; durationMs: number; error: string; retryMs?: number },
 ): void {
-  log.error({ ...layerFields(layer), ...fields }, "FAILED to store layer in ContentCache");
+  log.error({ ...layer, ...fields }, "FAILED to store layer in ContentCache");
 }
 
 /** A range of the uncompressed layer, as the content cache is asked for it. */
@@ -73,24 +76,24 @@ export interface LayerRange {
 }
 
 /** The content cache is asked for a range of a layer. */
-export function rangeReadTried(log: Log, layer: Digest, range: LayerRange): void {
-  log.debug({ ...layerFields(layer), ...range }, "trying ContentCache range read");
+export function rangeReadTried(log: Log, layer: CachedLayer, range: LayerRange): void {
+  log.debug({ ...layer, ...range }, "trying ContentCache range read");
 }
 
 /** The content cache gave a range of a layer. */
 export function rangeReadHit(
   log: Log,
-  layer: Digest,
+  layer: CachedLayer,
   fields: LayerRange & { bytes: number; durationMs: number },
 ): void {
-  log.debug({ ...layerFields(layer), ...fields }, "content cache hit - range read from remote");
+  log.debug({ ...layer, ...fields }, "content cache hit - range read from remote");
 }
 
 /** The content cache does not have a range of a layer, or, with `error`, could not say. */
 export function rangeReadMissed(
   log: Log,
-  layer: Digest,
+  layer: CachedLayer,
   fields: LayerRange & { durationMs: number; error?: string },
 ): void {
-  log.debug({ ...layerFields(layer), ...fields }, "content cache miss - will decompress from OCI");
+  log.debug({ ...layer, ...fields }, "content cache miss - will decompress from OCI");
 }

@@ -1,7 +1,7 @@
 /** A unix socket that nobody but its owner can ever connect to. */
 import { chmod, mkdir, mkdtemp, rename, rm, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { ClipError } from "../base/errors.ts";
+import { ClipError } from "./errors.ts";
 
 /** Longest path of a unix socket (sun_path, less the NUL at its end). */
 const pathBytesMax = 107;

@@ -1,0 +1,59 @@
+/** The daemon's answers to those who want to know how it is doing. */
+import { join } from "node:path";
+import { describeError } from "../base/errors.ts";
+import { jsonPage, TelemetryServer, textPage, type Page } from "../telemetry/server.ts";
+import type { Log } from "../telemetry/log.ts";
+import { createMetricsPage } from "./metrics.ts";
+import { readNodeState, type NodeParts } from "./node-state.ts";
+import { nodeStatus, type NodePlace } from "./status.ts";
+
+/** What {@link openTelemetry} takes. */
+export interface TelemetryOptions extends NodePlace {
+  /** Directory of the unix socket. */
+  state: string;
+  /** `host:port` on which everything is served as well. */
+  metricsAddress?: string | undefined;
+  parts: NodeParts;
+  log: Log;
+}
+
+/** Something that is being served. */
+export interface Telemetry {
+  close(): Promise<void>;
+}
+
+/** The unix socket of a daemon whose state directory this is. */
+export function telemetrySocket(state: string): string {
+  return join(state, "metrics.sock");
+}
+
+/**
+ * Serves `/metrics`, `/status` and `/healthz`. A daemon that cannot be asked still serves its
+ * containers, so a failure is only logged.
+ */
+export async function openTelemetry(options: TelemetryOptions): Promise<Telemetry> {
+  const { state, metricsAddress, log } = options;
+  const socketPath = telemetrySocket(state);
+  const pages = pagesOf(options);
+  let server: TelemetryServer | undefined;
+  try {
+    server = await TelemetryServer.open({ socketPath, pages, log });
+    if (metricsAddress !== undefined) await server.listen(metricsAddress);
+  } catch (error) {
+    const address = server === undefined ? socketPath : metricsAddress;
+    log.error({ address, error: describeError(error) }, "metrics and status are not served");
+  }
+  return { close: async () => server?.close() };
+}
+
+function pagesOf({ parts, root, address }: TelemetryOptions): Record<string, () => Promise<Page>> {
+  const metrics = createMetricsPage();
+  return {
+    "/metrics": async () => ({
+      contentType: metrics.contentType,
+      body: await metrics.render(await readNodeState(parts)),
+    }),
+    "/status": async () => jsonPage(nodeStatus(await readNodeState(parts), { root, address })),
+    "/healthz": async () => textPage(200, "ok"),
+  };
+}
