@@ -133,7 +133,7 @@ function isLayerTest(file: string): boolean {
 }
 
 function packageBreaches(file: string, specifiers: readonly string[]): string[] {
-  return specifiers.includes("koffi") && !file.startsWith("src/os/")
+  return specifiers.includes("koffi") && file.startsWith("src/") && !file.startsWith("src/os/")
     ? [`${file} imports koffi: system calls belong in src/os`]
     : [];
 }
