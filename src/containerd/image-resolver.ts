@@ -135,7 +135,7 @@ export class ImageResolver {
       if (!isClipError(error, "LAYER_UNSUPPORTED") && !isClipError(error, "LIMIT_EXCEEDED")) {
         throw error;
       }
-      log.debug({ manifest: digest, reason: describeError(error) }, "image is passed over");
+      log.debug({ manifest: digest, error: describeError(error) }, "image is passed over");
     }
     this.#documents.set(digest, layers);
     if (this.#documents.size > documentsMax) {
@@ -182,7 +182,7 @@ export class ImageResolver {
       const lists = await Promise.all([...namespaces].map((name) => containerd.images(name)));
       return lists.flat();
     } catch (error) {
-      log.debug({ reason: describeError(error) }, "containerd's images are not known");
+      log.debug({ error: describeError(error) }, "containerd's images are not known");
       return [];
     }
   }

@@ -164,7 +164,8 @@ export class PendingReads {
     try {
       this.#options.onRead(request);
     } catch (error) {
-      this.#options.log.error({ layer, offset, error: describeError(error) }, "a read failed");
+      const fields = { number: layer, offset, length, error: describeError(error) };
+      this.#options.log.error(fields, "a read failed");
       this.#settle(pending, errno.EIO);
     }
   }

@@ -75,7 +75,8 @@ export async function findLayerIndexes(
         return readArtifact(manifest, manifestDigest);
       } catch (error) {
         if (!isClipError(error) || !error.code.startsWith("REGISTRY_")) throw error;
-        log.warn({ index: digest, code: error.code }, `skipping: ${describeError(error)}`);
+        const fields = { index: digest, code: error.code, error: describeError(error) };
+        log.warn(fields, "a published index is passed over");
         return [];
       }
     }),

@@ -63,8 +63,8 @@ export class IndexStore {
     } catch (error) {
       await source.close?.();
       if (!isClipError(error)) throw error;
-      const fields = { layer: layerDigest, code: error.code };
-      this.#options.log.warn(fields, `removing a damaged index: ${describeError(error)}`);
+      const fields = { layer: layerDigest, code: error.code, error: describeError(error) };
+      this.#options.log.warn(fields, "a damaged index is removed");
       await this.remove(layerDigest);
       return undefined;
     }
@@ -124,8 +124,15 @@ export class IndexStore {
         return await this.#adoptOne(layerDigest, candidate, signal);
       } catch (error) {
         if (!isClipError(error) || error.code === "ABORTED") throw error;
-        const fields = { layer: layerDigest, index: candidate.digest, code: error.code };
-        this.#options.log.warn(fields, `a published index is of no use: ${describeError(error)}`);
+        this.#options.log.warn(
+          {
+            layer: layerDigest,
+            index: candidate.digest,
+            code: error.code,
+            error: describeError(error),
+          },
+          "a published index is of no use",
+        );
         failure = error;
       }
     }
@@ -155,8 +162,8 @@ export class IndexStore {
     const work = this.#complete(layerDigest, digest, prefix, remote, source).catch(
       (error: unknown) => {
         if (isClipError(error, "ABORTED")) return;
-        const fields = { layer: layerDigest, index: digest };
-        this.#options.log.warn(fields, `cannot keep a published index: ${describeError(error)}`);
+        const fields = { layer: layerDigest, index: digest, error: describeError(error) };
+        this.#options.log.warn(fields, "a published index cannot be kept");
       },
     );
     this.#background.add(work);
@@ -194,7 +201,7 @@ export class IndexStore {
     for (const { digest, size } of files.sort((a, b) => a.usedAt - b.usedAt)) {
       if (total <= bytesMax) return;
       if (digest === kept) continue;
-      log.info({ layer: digest, size }, "removing the oldest index to make room");
+      log.info({ layer: digest, bytes: size }, "the oldest index is removed to make room");
       await this.remove(digest);
       total -= size;
     }

@@ -50,7 +50,7 @@ export class LayerMounts {
         (record.backing === "local" || record.backing === this.#fuseDevice);
       if (alive) this.#live.set(number, record);
       else await this.#detach(number, entries.length);
-      log.debug({ layer: number, alive }, "found the mount of a layer");
+      log.debug({ number, alive }, "found the mount of a layer");
     }
   }
 
@@ -123,7 +123,7 @@ export class LayerMounts {
         await unmount(this.path(number), MNT_DETACH);
       } catch (error) {
         this.#options.log.warn(
-          { layer: number, error: describeError(error) },
+          { number, error: describeError(error) },
           "a layer could not be unmounted",
         );
         return;

@@ -56,8 +56,8 @@ export class RegistryHost {
         if (error.code === "REGISTRY_UNAVAILABLE") this.#rest(session);
         if (index < sessions.length - 1) {
           this.#log.warn(
-            { host: this.#host, endpoint: session.origin, code: error.code },
-            `asking the next endpoint: ${error.message}`,
+            { host: this.#host, endpoint: session.origin, code: error.code, error: error.message },
+            "the next endpoint is asked",
           );
         }
         if (failure === undefined || session === capable.at(-1)) failure = error;

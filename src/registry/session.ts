@@ -85,7 +85,8 @@ export class Session {
         if (!isTransientFault(error)) throw failure;
       }
       if (attempt >= wanted.retries || failure.code !== "REGISTRY_UNAVAILABLE") throw failure;
-      this.#log.debug({ attempt, ...failure.context }, `trying again: ${failure.message}`);
+      const { code, message, context } = failure;
+      this.#log.debug({ ...context, attempt, code, error: message }, "a request is tried again");
       await pause(wait ?? backoffMs(attempt), wanted.signal);
     }
   }

@@ -104,7 +104,7 @@ export class SnapshotDirectories {
     this.#sweepAgain = this.#sweeping !== undefined;
     this.#sweeping ??= this.#emptyTrash()
       .catch((error: unknown) => {
-        this.#log.error({ reason: describeError(error) }, "cannot read the trash");
+        this.#log.error({ error: describeError(error) }, "cannot read the trash");
       })
       .finally(() => {
         this.#sweeping = undefined;
@@ -121,7 +121,7 @@ export class SnapshotDirectories {
         await detachMountsBelow(path);
         await rm(path, { recursive: true, force: true });
       } catch (error) {
-        this.#log.warn({ path, reason: describeError(error) }, "cannot delete a snapshot yet");
+        this.#log.warn({ path, error: describeError(error) }, "cannot delete a snapshot yet");
       }
     }
   }

@@ -106,8 +106,13 @@ export class GrpcHandlers {
 
   #statusOf(method: string, error: unknown): GrpcStatus {
     // What nobody foresaw is a defect in clip, so the log gets all that is known of it.
-    if (!isClipError(error)) this.#log.error({ method, err: error }, "call failed unexpectedly");
-    else this.#log.debug({ method, code: error.code, reason: describeError(error) }, "call failed");
+    const fields = { method, error: describeError(error) };
+    if (isClipError(error)) {
+      this.#log.debug({ ...fields, code: error.code }, "call failed");
+    } else {
+      const stack = error instanceof Error ? error.stack : undefined;
+      this.#log.error({ ...fields, stack }, "call failed unexpectedly");
+    }
     return grpcStatusOf(error);
   }
 }

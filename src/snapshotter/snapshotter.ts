@@ -130,7 +130,7 @@ export class Snapshotter {
     const committed = this.#store.commit(request);
     this.#meter.forget(this.#directories.of(committed.id).upper);
     this.#measureCommitted(committed).catch((error: unknown) => {
-      this.#log.debug({ id: committed.id, reason: describeError(error) }, "usage is not known yet");
+      this.#log.debug({ id: committed.id, error: describeError(error) }, "usage is not known yet");
     });
   }
 
@@ -200,7 +200,7 @@ export class Snapshotter {
     const outcome = await this.#handshake.prepare({ namespace, parent, ref, labels }, signal);
     if (outcome.ready) throw new ClipError("SNAPSHOT_EXISTS", `layer ${ref} is ready`);
     const { reason } = outcome;
-    const fields = { namespace, chainId: ref, reason, detail: describeFallback(outcome) };
+    const fields = { namespace, chainId: ref, reason, error: describeFallback(outcome) };
     this.#log[fallbackLevels[reason] ?? "warn"](fields, "layer is left to containerd to unpack");
     this.#onFallback(reason);
   }
@@ -255,7 +255,7 @@ export class Snapshotter {
     this.#meter.forget(this.#directories.of(id).upper);
     this.#directories.discard(id).catch((error: unknown) => {
       // Whatever belongs to no snapshot is discarded again at the next start.
-      this.#log.warn({ id, reason: describeError(error) }, "cannot discard a snapshot's files yet");
+      this.#log.warn({ id, error: describeError(error) }, "cannot discard a snapshot's files yet");
     });
   }
 }
