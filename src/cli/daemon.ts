@@ -1,31 +1,64 @@
 /** `clip daemon`: the snapshotter itself, in the foreground. */
-import { Command } from "commander";
-import { describeError } from "../base/errors.ts";
+import { mkdirSync, realpathSync } from "node:fs";
+import { Command, Option } from "commander";
+import { ClipError } from "../base/errors.ts";
+import type { Config } from "../config/schema.ts";
 import { openLog } from "../telemetry/log.ts";
 import { addConfigOptions, configOf, type ConfigOptions } from "./config-options.ts";
+
+interface DaemonFlags extends ConfigOptions {
+  fdStore?: boolean;
+  kept?: boolean;
+}
 
 /** The command. */
 export function daemonCommand(): Command {
   return addConfigOptions(new Command("daemon"))
-    .description("serve containerd's snapshotter API in the foreground until SIGTERM or SIGINT")
+    .description(
+      "serve containerd's snapshotter API in the foreground until SIGTERM or SIGINT; SIGHUP replaces the daemon under load",
+    )
+    .option("--fd-store", "have systemd store the FUSE session: SIGTERM leaves everything mounted")
+    .addOption(new Option("--kept", "what the keeper starts: the daemon itself").hideHelp())
     .action(run);
 }
 
-async function run(options: ConfigOptions): Promise<void> {
-  const config = await configOf(options);
-  const log = openLog(config.log.level);
-  const { startDaemon } = await import("../daemon/daemon.ts");
-  const stopping = new Promise<NodeJS.Signals>((resolve) => {
-    process.once("SIGTERM", resolve);
-    process.once("SIGINT", resolve);
+async function run(flags: DaemonFlags): Promise<void> {
+  const config = withRealDirectories(await configOf(flags));
+  if (flags.kept === true) {
+    const { runKeptDaemon } = await import("../daemon/kept-daemon.ts");
+    await runKeptDaemon(config, flags.fdStore === true, openLog(config.log.level));
+    return;
+  }
+  const { Keeper } = await import("../daemon/keeper.ts");
+  const { ProcessFiles } = await import("../daemon/inherited.ts");
+  const { root, state, address } = config;
+  const keeper = new Keeper({
+    root,
+    files: new ProcessFiles(state),
+    address,
+    command: [process.execPath, ...process.execArgv, ...process.argv.slice(1), "--kept"],
+    stored: flags.fdStore === true,
+    onReady: () => process.stdout.write(`clip is ready on ${address}\n`),
+    log: openLog(config.log.level),
   });
-  const daemon = await startDaemon(config, log);
-  process.stdout.write(`clip is ready on ${config.address}\n`);
-  log.info({ signal: await stopping }, "stopping");
+  for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => keeper.stop());
+  process.on("SIGHUP", () => void keeper.replace());
+  await keeper.run();
+}
+
+function withRealDirectories(config: Config): Config {
+  return {
+    ...config,
+    root: makeDirectory(config.root),
+    state: makeDirectory(config.state),
+  };
+}
+
+function makeDirectory(path: string): string {
   try {
-    await daemon.close();
+    mkdirSync(path, { recursive: true, mode: 0o711 });
+    return realpathSync(path);
   } catch (error) {
-    log.error({ error: describeError(error) }, "the daemon did not stop cleanly");
-    process.exitCode = 1;
+    throw new ClipError("CONFIG_INVALID", `cannot use the directory ${path}`, { cause: error });
   }
 }

@@ -1,37 +1,60 @@
 /** The daemon's parts, wired together: what is started in which order, and stopped in reverse. */
-import { closeSync, mkdirSync, openSync, realpathSync } from "node:fs";
 import { join } from "node:path";
-import { ClipError } from "../base/errors.ts";
+import type { Duplex } from "node:stream";
 import type { Config } from "../config/schema.ts";
 import { ContainerdClient } from "../containerd/client.ts";
 import { ImageResolver } from "../containerd/image-resolver.ts";
-import { openFuseSession } from "../fuse/session.ts";
+import { attachConnection, openFuseSession, type FuseSession } from "../fuse/session.ts";
 import { findLayerIndexes } from "../index/published.ts";
 import { IndexStore } from "../index/store.ts";
 import { Layers } from "../layer/layers.ts";
-import { tryLock } from "../os/libc.ts";
+import type { MountMode } from "../layer/mount-mode.ts";
 import type { RegistryClient } from "../registry/client.ts";
 import { createSnapshotterServer } from "../snapshotter/service.ts";
 import type { Log } from "../telemetry/log.ts";
 import { openRegistry } from "./registry.ts";
+import { ServedLayers } from "./served-layers.ts";
+import { sessionMode } from "./session-mode.ts";
+
+/** What {@link startDaemon} takes. */
+export interface DaemonOptions {
+  /** Its directories exist, and have no symlinks in their paths. */
+  config: Config;
+  /** /dev/fuse: mounted by an earlier daemon whose session goes on, or not mounted yet. */
+  device: number;
+  /** Called when the FUSE session has ended, for whatever reason: there is nothing to serve then. */
+  onEnd: () => void;
+  log: Log;
+}
 
 /** A running daemon. */
 export interface Daemon {
-  /** Stops serving, ends the mounts that it serves, and releases everything. */
-  close(): Promise<void>;
+  /** How it mounts layers. */
+  readonly mode: MountMode;
+  /** Serves a client that has connected elsewhere. */
+  accept(connection: Duplex): void;
+  /**
+   * Listens for clients itself.
+   * @throws ClipError ARGUMENT_INVALID, SYSTEM_CALL
+   */
+  listen(): Promise<void>;
+  /**
+   * Stops serving and releases everything. Mounts end, unless they are kept for the next daemon:
+   * then whoever reads waits for it.
+   */
+  close(options: { keepMounts: boolean }): Promise<void>;
 }
 
 /**
- * Starts everything; containerd may call as soon as this returns.
- * @throws ClipError when a part cannot start; those that had started are stopped again
+ * Starts everything.
+ * @throws ClipError when a part cannot start, and those that had started are stopped again; CLOSED
+ *   when the session of `device` has ended
  */
-export async function startDaemon(config: Config, log: Log): Promise<Daemon> {
+export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
+  const { config, log } = options;
+  const { root } = config;
   const parts = new PartStack();
   try {
-    const root = makeDirectory(config.root, 0o711);
-    makeDirectory(config.state, 0o711);
-    parts.add(lockRoot(root));
-
     const registry = openRegistry(config, log);
     parts.add(() => registry.close());
     const indexes = new IndexStore({
@@ -42,7 +65,7 @@ export async function startDaemon(config: Config, log: Log): Promise<Daemon> {
     await indexes.start();
     parts.add(() => indexes.close());
 
-    const layers = await openLayers(config, root, registry, indexes, parts, log);
+    const layers = await openLayers(options, registry, indexes, parts);
 
     const containerd = new ContainerdClient({ address: config.containerd.address });
     parts.add(() => containerd.close());
@@ -55,39 +78,35 @@ export async function startDaemon(config: Config, log: Log): Promise<Daemon> {
     const server = await createSnapshotterServer({ root, log, remote: { layers, resolver } });
     parts.add(() => server.close());
     await layers.releaseUnused(server.layersInUse());
-    await server.listen(config.address);
-    log.info({ address: config.address, root, mode: layers.mode }, "clip is ready");
+    return {
+      mode: layers.mode,
+      accept: (connection) => server.accept(connection),
+      listen: () => server.listen(config.address),
+      close: ({ keepMounts }) => parts.close(keepMounts),
+    };
   } catch (error) {
-    await parts.close();
+    // A session that goes on may be in use.
+    await parts.close(true);
     throw error;
   }
-  return { close: () => parts.close() };
 }
 
+/** Layers, and the FUSE session that serves them: from its first request on it knows all of them. */
 async function openLayers(
-  config: Config,
-  root: string,
+  { config, device, onEnd, log }: DaemonOptions,
   registry: RegistryClient,
   indexes: IndexStore,
   parts: PartStack,
-  log: Log,
 ): Promise<Layers> {
+  const { root, state } = config;
   const fuseMountpoint = join(root, "f");
-  // The session serves layers, and the layers answer its reads: one has to come first.
-  let layers: Layers | undefined;
-  const session = await openFuseSession({
-    mountpoint: fuseMountpoint,
-    threads: config.fuse.threads,
-    readAheadKilobytes: config.fuse.readAheadKb,
-    onRead: (request) => layers?.handleRead(request),
-    onEnd: () => log.fatal("the FUSE mount has ended: layers that are not complete cannot be read"),
-    log,
-  });
-  parts.add(() => session.close());
+  const { fresh } = await attachConnection(fuseMountpoint, device);
+  const mode = await sessionMode({ root, state, wanted: config.mount.mode, fresh, log });
+  const served = new ServedLayers();
   const { backgroundFill, backgroundFillDelayMs } = config.layer;
-  layers = await Layers.open({
+  const layers = await Layers.open({
     root,
-    session,
+    session: served,
     fuseMountpoint,
     registry,
     indexes,
@@ -97,7 +116,7 @@ async function openLayers(
             findLayerIndexes(registry, repository, manifestDigest, { log, signal }),
         }
       : {}),
-    mode: config.mount.mode,
+    mode,
     keepRuntimeDirectories: config.mount.keepRuntimeDirectories,
     readAheadKilobytes: config.fuse.readAheadKb,
     spanBytes: config.layer.spanBytes,
@@ -106,45 +125,43 @@ async function openLayers(
     pullConnections: config.layer.pullConnections,
     log,
   });
-  const opened = layers;
-  parts.add(() => opened.close());
-  return opened;
-}
-
-function makeDirectory(path: string, mode: number): string {
-  try {
-    mkdirSync(path, { recursive: true, mode });
-    return realpathSync(path);
-  } catch (error) {
-    throw new ClipError("CONFIG_INVALID", `cannot use the directory ${path}`, { cause: error });
-  }
-}
-
-/** Makes this process the only one that works on `root`; the lock goes with the process. */
-function lockRoot(root: string): () => void {
-  const path = join(root, "lock");
-  const fd = openSync(path, "w", 0o600);
-  if (tryLock(fd)) return () => closeSync(fd);
-  closeSync(fd);
-  throw new ClipError("CONFIG_INVALID", `another clip daemon uses ${root}`, {
-    hint: "stop it, or give this one a root and a state directory of its own",
+  let session: FuseSession | undefined;
+  parts.add(async (keepMounts) => {
+    // Reads that are under way must not fail for want of a layer if another daemon is to answer.
+    if (keepMounts) await session?.detach();
+    await layers.close({ keepMounts });
+    if (!keepMounts) await session?.close();
   });
+  session = await openFuseSession({
+    mountpoint: fuseMountpoint,
+    resume: { descriptor: device, fresh },
+    layers: served.early(),
+    threads: config.fuse.threads,
+    readAheadKilobytes: config.fuse.readAheadKb,
+    // Not with EROFS: the kernel would cache the blobs besides the files.
+    noOpen: mode === "fuse",
+    onRead: (request) => layers.handleRead(request),
+    onEnd,
+    log,
+  });
+  served.attach(session);
+  return layers;
 }
 
 /** What has been started, and how each part is stopped: the last one first. */
 class PartStack {
-  readonly #stops: (() => unknown)[] = [];
+  readonly #stops: ((keepMounts: boolean) => unknown)[] = [];
 
-  add(stop: () => unknown): void {
+  add(stop: (keepMounts: boolean) => unknown): void {
     this.#stops.push(stop);
   }
 
   /** Stops all parts, also when one of them fails to. */
-  async close(): Promise<void> {
+  async close(keepMounts: boolean): Promise<void> {
     const failures: unknown[] = [];
     for (let stop = this.#stops.pop(); stop !== undefined; stop = this.#stops.pop()) {
       try {
-        await stop();
+        await stop(keepMounts);
       } catch (error) {
         failures.push(error);
       }

@@ -1,4 +1,5 @@
 /** containerd's Snapshots service on a unix socket, over a {@link Snapshotter}. */
+import type { Duplex } from "node:stream";
 import { Server, ServerCredentials, type UntypedServiceImplementation } from "@grpc/grpc-js";
 import { ClipError } from "../base/errors.ts";
 import { grpcMessageBytesMax } from "../base/limits.ts";
@@ -39,6 +40,8 @@ export interface SnapshotterServer {
    * @throws ClipError ARGUMENT_INVALID, SYSTEM_CALL
    */
   listen(path: string): Promise<void>;
+  /** Serves a connection that somebody else has accepted. */
+  accept(connection: Duplex): void;
   /** Takes no more calls, waits for the open ones for a while, and closes everything. */
   close(): Promise<void>;
 }
@@ -60,6 +63,7 @@ export async function createSnapshotterServer(
     loadService("snapshots.proto", "containerd.services.snapshots.v1.Snapshots"),
     implementation(snapshotter, handlers),
   );
+  const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
   let socket: PrivateSocket | undefined;
   let closing: Promise<void> | undefined;
   return {
@@ -68,6 +72,7 @@ export async function createSnapshotterServer(
     async listen(path) {
       socket = await PrivateSocket.bind(path, (temporary) => bind(server, temporary));
     },
+    accept: (connection) => injector.injectConnection(connection),
     close: () => (closing ??= close()),
   };
 

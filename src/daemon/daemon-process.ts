@@ -1,0 +1,122 @@
+/** A daemon's process, as its keeper sees it. */
+import { spawn, type ChildProcess } from "node:child_process";
+import type { Socket } from "node:net";
+import type { DaemonMessage, KeeperMessage } from "./keeper-protocol.ts";
+
+/** How a daemon ended. */
+export interface DaemonEnd {
+  pid: number;
+  code: number | null;
+  signal: NodeJS.Signals | null;
+  /** Milliseconds since it was told to take over. */
+  uptimeMs: number;
+  /** It was told to end. */
+  asked: boolean;
+  /** Another daemon has the lock. */
+  locked: boolean;
+  /** The FUSE session has ended: its descriptor is of no use any more. */
+  over: boolean;
+}
+
+/** What {@link DaemonProcess} takes. */
+export interface DaemonProcessOptions {
+  /** Program and arguments. */
+  command: readonly string[];
+  /** /dev/fuse and the lock, for the descriptors that the protocol names. */
+  device: number;
+  lock: number;
+  onReady: (daemon: DaemonProcess) => void;
+}
+
+/** One run of the daemon, from its start to its end. */
+export class DaemonProcess {
+  /** Whether its code could be loaded; it waits for {@link DaemonProcess.go} then. */
+  readonly loaded: Promise<boolean>;
+  /** How it ended. */
+  readonly ended: Promise<DaemonEnd>;
+  readonly #child: ChildProcess;
+  readonly #loaded = Promise.withResolvers<boolean>();
+  readonly #onReady: (daemon: DaemonProcess) => void;
+  #goneAt = performance.now();
+  #asked = false;
+  #locked = false;
+  #over = false;
+
+  constructor(options: DaemonProcessOptions) {
+    const { command, device, lock, onReady } = options;
+    const [program = "", ...args] = command;
+    this.#onReady = onReady;
+    this.#child = spawn(program, args, {
+      stdio: ["ignore", "inherit", "inherit", device, lock, "ipc"],
+    });
+    this.loaded = this.#loaded.promise;
+    this.ended = new Promise((resolve) => {
+      this.#child.once("exit", (code, signal) => resolve(this.#end(code, signal)));
+      this.#child.once("error", () => resolve(this.#end(1, null)));
+    });
+    void this.ended.then(() => this.#loaded.resolve(false));
+    this.#child.on("message", (message) => this.#onMessage(message as DaemonMessage));
+  }
+
+  get pid(): number {
+    return this.#child.pid ?? 0;
+  }
+
+  /** Has it take over; the one before must have ended. */
+  go(): void {
+    this.#goneAt = performance.now();
+    this.#send({ kind: "go" });
+  }
+
+  /** Passes a connection on. */
+  pass(connection: Socket): void {
+    this.#send({ kind: "connection" }, connection);
+  }
+
+  /** Tells it to end, and ends it if it has not done so in time. */
+  async end(kind: "stop" | "detach", milliseconds: number): Promise<DaemonEnd> {
+    this.#asked = true;
+    this.#send({ kind });
+    const killer = setTimeout(() => this.#child.kill("SIGKILL"), milliseconds);
+    try {
+      return await this.ended;
+    } finally {
+      clearTimeout(killer);
+    }
+  }
+
+  /** Ends it at once. */
+  kill(): void {
+    this.#child.kill("SIGKILL");
+  }
+
+  #onMessage({ kind }: DaemonMessage): void {
+    switch (kind) {
+      case "loaded":
+        this.#loaded.resolve(true);
+        return;
+      case "locked":
+        this.#locked = true;
+        return;
+      case "ready":
+        this.#onReady(this);
+        return;
+      case "over":
+        this.#over = true;
+        return;
+    }
+  }
+
+  #send(message: KeeperMessage, connection?: Socket): void {
+    // It may have died; its end tells.
+    this.#child.send(message, connection, {}, () => connection?.destroy());
+  }
+
+  #end(code: number | null, signal: NodeJS.Signals | null): DaemonEnd {
+    return {
+      ...{ pid: this.pid, code, signal },
+      uptimeMs: performance.now() - this.#goneAt,
+      ...{ asked: this.#asked, locked: this.#locked, over: this.#over },
+    };
+  }
+}
