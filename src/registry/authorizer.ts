@@ -2,7 +2,7 @@
 import type { Dispatcher } from "undici";
 import { abortable, SingleFlight } from "../base/concurrency.ts";
 import type { Challenge } from "./challenge.ts";
-import type { Credentials } from "./docker-config.ts";
+import type { Credentials } from "./credentials.ts";
 import { registryError, type Subject } from "./failure.ts";
 import { basicAuthorization, fetchToken, type Token } from "./token.ts";
 

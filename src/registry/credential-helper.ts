@@ -2,7 +2,7 @@
 import { spawn } from "node:child_process";
 import * as v from "valibot";
 import { ClipError } from "../base/errors.ts";
-import type { Credentials } from "./docker-config.ts";
+import type { Credentials } from "./credentials.ts";
 
 const timeoutMs = 20_000;
 const outputBytesMax = 64 * 1024;

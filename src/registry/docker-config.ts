@@ -5,14 +5,7 @@ import { join } from "node:path";
 import * as v from "valibot";
 import { ClipError } from "../base/errors.ts";
 import { askCredentialHelper } from "./credential-helper.ts";
-
-/** What proves to a registry who is asking. */
-export type Credentials =
-  | { kind: "password"; username: string; password: string }
-  /** A refresh token for the registry's token service. */
-  | { kind: "identity-token"; token: string }
-  /** A token for the registry itself. */
-  | { kind: "registry-token"; token: string };
+import type { Credentials } from "./credentials.ts";
 
 const authSchema = v.object({
   auth: v.optional(v.string()),

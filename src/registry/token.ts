@@ -2,7 +2,7 @@
 import { type Dispatcher, request } from "undici";
 import * as v from "valibot";
 import { isClipError } from "../base/errors.ts";
-import type { Credentials } from "./docker-config.ts";
+import type { Credentials } from "./credentials.ts";
 import { registryError, statusError, type Subject } from "./failure.ts";
 import { networkError, readBody } from "./http.ts";
 import { backoffMs, isTransientStatus, pause, retryAfterMs } from "./retry.ts";

@@ -17,7 +17,7 @@ import { isClipError } from "../../base/errors.ts";
 import { cacheError, pastEnd } from "./failure.ts";
 import { Operations, withDeadline } from "./operations.ts";
 import { isMissingObject, s3Error, statusOf } from "./s3-failure.ts";
-import { S3Upload } from "./s3-upload.ts";
+import { S3Upload, type S3Sdk } from "./s3-upload.ts";
 
 /** Which bucket, as whom, and how patient to be. */
 export interface S3CacheOptions {
@@ -86,9 +86,6 @@ export async function openS3Cache(options: S3CacheOptions): Promise<ContentCache
   });
   return new S3Cache(sdk, client, { ...options, requestTimeoutMs: timeoutMs });
 }
-
-/** The client library. */
-export type S3Sdk = typeof import("@aws-sdk/client-s3");
 
 class S3Cache implements ContentCache {
   readonly name: string;

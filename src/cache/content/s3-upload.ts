@@ -3,12 +3,14 @@ import type { CompletedPart, S3Client } from "@aws-sdk/client-s3";
 import { ClipError } from "../../base/errors.ts";
 import { exactChunks, type ContentSource } from "./content-source.ts";
 import { forEachParallel } from "./operations.ts";
-import type { S3Sdk } from "./s3-cache.ts";
 import {
   isConditionalConflict,
   isPreconditionFailed,
   isUnsupportedCondition,
 } from "./s3-failure.ts";
+
+/** The client library, which is loaded when a cache needs it. */
+export type S3Sdk = typeof import("@aws-sdk/client-s3");
 
 const MiB = 1024 * 1024;
 const partsMax = 10_000;
