@@ -10,11 +10,11 @@ import { silentLog } from "../telemetry/log.ts";
 import { askForStatus } from "./status.ts";
 
 const state = await mkdtemp(join(tmpdir(), "clip-status-"));
+const config = { root: "/r", address: "/a", state, metrics: {} };
 after(() => rm(state, { recursive: true, force: true }));
 
 void test("the daemon is asked on the socket in its state directory", async () => {
-  const options = { state, root: "/r", address: "/a", log: silentLog };
-  const telemetry = await openTelemetry({ ...options, parts: fakeNode() });
+  const telemetry = await openTelemetry({ config, parts: fakeNode(), log: silentLog });
   const status = await askForStatus(telemetrySocket(state));
   assert.equal(status.snapshots.remote, 5);
   assert.equal(status.layers.length, 2);
@@ -22,10 +22,13 @@ void test("the daemon is asked on the socket in its state directory", async () =
 });
 
 void test("a daemon that cannot say how it is doing is told from one that is not there", async () => {
-  const options = { state, root: "/r", address: "/a", log: silentLog };
   const parts = fakeNode();
   const broken = { ...parts.layers, status: () => Promise.reject(new Error("no")) };
-  const telemetry = await openTelemetry({ ...options, parts: { ...parts, layers: broken } });
+  const telemetry = await openTelemetry({
+    config,
+    parts: { ...parts, layers: broken },
+    log: silentLog,
+  });
   const answer = askForStatus(telemetrySocket(state));
   await assert.rejects(answer, { code: "SYSTEM_CALL", message: "the daemon answered 503" });
   await telemetry.close();

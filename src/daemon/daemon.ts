@@ -11,10 +11,13 @@ import { Layers } from "../layer/layers.ts";
 import type { MountMode } from "../layer/mount-mode.ts";
 import type { RegistryClient } from "../registry/client.ts";
 import { createSnapshotterServer } from "../snapshotter/service.ts";
+import { contentCacheNotConfigured } from "../telemetry/events.ts";
 import type { Log } from "../telemetry/log.ts";
+import { CallCounters } from "./call-counters.ts";
 import { openRegistry } from "./registry.ts";
 import { ServedLayers } from "./served-layers.ts";
 import { sessionMode } from "./session-mode.ts";
+import { openTelemetry } from "./telemetry.ts";
 
 /** What {@link startDaemon} takes. */
 export interface DaemonOptions {
@@ -65,7 +68,8 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     await indexes.start();
     parts.add(() => indexes.close());
 
-    const layers = await openLayers(options, registry, indexes, parts);
+    contentCacheNotConfigured(log);
+    const { layers, session } = await openLayers(options, registry, indexes, parts);
 
     const containerd = new ContainerdClient({ address: config.containerd.address });
     parts.add(() => containerd.close());
@@ -75,9 +79,15 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
       registryHosts: config.registry.host.map(({ name }) => name),
       hostsDirectory: config.containerd.hostsDirectory,
     });
-    const server = await createSnapshotterServer({ root, log, remote: { layers, resolver } });
+    const calls = new CallCounters();
+    const { onCall, onFallback } = calls;
+    const remote = { layers, resolver };
+    const server = await createSnapshotterServer({ root, log, remote, onCall, onFallback });
     parts.add(() => server.close());
     await layers.releaseUnused(server.layersInUse());
+    const observed = { layers, session, snapshots: server, calls };
+    const telemetry = await openTelemetry({ config, parts: observed, log });
+    parts.add(() => telemetry.close());
     return {
       mode: layers.mode,
       accept: (connection) => server.accept(connection),
@@ -97,7 +107,7 @@ async function openLayers(
   registry: RegistryClient,
   indexes: IndexStore,
   parts: PartStack,
-): Promise<Layers> {
+): Promise<{ layers: Layers; session: FuseSession }> {
   const { root, state } = config;
   const fuseMountpoint = join(root, "f");
   const { fresh } = await attachConnection(fuseMountpoint, device);
@@ -145,7 +155,7 @@ async function openLayers(
     log,
   });
   served.attach(session);
-  return layers;
+  return { layers, session };
 }
 
 /** What has been started, and how each part is stopped: the last one first. */

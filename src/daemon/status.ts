@@ -22,7 +22,7 @@ export interface TierStatus {
 export interface HitRatio {
   /** Of all reads, those that needed nothing but the disk. */
   disk: number | null;
-  /** Of all spans that were fetched, those that a content cache gave. */
+  /** Of all spans that were fetched, those that a content cache gave; null without any. */
   contentCache: number | null;
   /** Of all reads, those that needed no registry, if each of the others wanted one span. */
   all: number | null;
@@ -118,7 +118,7 @@ function hitRatioOf(state: NodeState): HitRatio {
   let fetched = 0;
   for (const { spans } of state.counters.sources.values()) fetched += spans;
   const cached = state.counters.sources.get(contentCacheTier)?.spans ?? 0;
-  const contentCache = ratio(cached, fetched);
+  const contentCache = state.contentCache === undefined ? null : ratio(cached, fetched);
   const handed = reads.all - reads.local;
   const all =
     disk === null ? contentCache : (reads.local + handed * (contentCache ?? 0)) / reads.all;

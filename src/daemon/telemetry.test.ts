@@ -25,13 +25,18 @@ function errorLog(): { log: Log; errors: object[] } {
   return { log, errors };
 }
 
-const node = { root: "/r", address: "/a", parts: fakeNode() };
+const parts = fakeNode();
+
+function configOf(state: string, address?: string) {
+  const metrics = address === undefined ? {} : { address };
+  return { root: "/r", address: "/a", state, metrics };
+}
 
 void test("telemetry that cannot be served keeps nothing from starting", async () => {
   const { log, errors } = errorLog();
   const file = join(directory, "file");
   await writeFile(file, "");
-  const telemetry = await openTelemetry({ ...node, state: file, log });
+  const telemetry = await openTelemetry({ config: configOf(file), parts, log });
   assert.equal(errors.length, 1);
   assert.match(JSON.stringify(errors[0]), /file\/metrics\.sock.*metrics and status are not served/);
   await telemetry.close();
@@ -40,7 +45,7 @@ void test("telemetry that cannot be served keeps nothing from starting", async (
 void test("an address that cannot be listened on leaves the socket", async () => {
   const { log, errors } = errorLog();
   const state = join(directory, "state");
-  const telemetry = await openTelemetry({ ...node, state, metricsAddress: "192.0.2.1:1", log });
+  const telemetry = await openTelemetry({ config: configOf(state, "192.0.2.1:1"), parts, log });
   assert.match(JSON.stringify(errors), /"address":"192\.0\.2\.1:1"/);
   assert.deepEqual(await readdir(state), ["metrics.sock"]);
   await telemetry.close();

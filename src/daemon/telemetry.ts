@@ -1,18 +1,16 @@
 /** The daemon's answers to those who want to know how it is doing. */
 import { join } from "node:path";
 import { describeError } from "../base/errors.ts";
+import type { Config } from "../config/schema.ts";
 import { jsonPage, TelemetryServer, textPage, type Page } from "../telemetry/server.ts";
 import type { Log } from "../telemetry/log.ts";
 import { createMetricsPage } from "./metrics.ts";
 import { readNodeState, type NodeParts } from "./node-state.ts";
-import { nodeStatus, type NodePlace } from "./status.ts";
+import { nodeStatus } from "./status.ts";
 
 /** What {@link openTelemetry} takes. */
-export interface TelemetryOptions extends NodePlace {
-  /** Directory of the unix socket. */
-  state: string;
-  /** `host:port` on which everything is served as well. */
-  metricsAddress?: string | undefined;
+export interface TelemetryOptions {
+  config: Pick<Config, "root" | "state" | "address" | "metrics">;
   parts: NodeParts;
   log: Log;
 }
@@ -32,28 +30,31 @@ export function telemetrySocket(state: string): string {
  * containers, so a failure is only logged.
  */
 export async function openTelemetry(options: TelemetryOptions): Promise<Telemetry> {
-  const { state, metricsAddress, log } = options;
-  const socketPath = telemetrySocket(state);
+  const { config, log } = options;
+  const socketPath = telemetrySocket(config.state);
+  const tcpAddress = config.metrics.address;
   const pages = pagesOf(options);
   let server: TelemetryServer | undefined;
   try {
     server = await TelemetryServer.open({ socketPath, pages, log });
-    if (metricsAddress !== undefined) await server.listen(metricsAddress);
+    if (tcpAddress !== undefined) {
+      log.info({ address: await server.listen(tcpAddress) }, "metrics and status are served");
+    }
   } catch (error) {
-    const address = server === undefined ? socketPath : metricsAddress;
+    const address = server === undefined ? socketPath : tcpAddress;
     log.error({ address, error: describeError(error) }, "metrics and status are not served");
   }
   return { close: async () => server?.close() };
 }
 
-function pagesOf({ parts, root, address }: TelemetryOptions): Record<string, () => Promise<Page>> {
+function pagesOf({ parts, config }: TelemetryOptions): Record<string, () => Promise<Page>> {
   const metrics = createMetricsPage();
   return {
     "/metrics": async () => ({
       contentType: metrics.contentType,
       body: await metrics.render(await readNodeState(parts)),
     }),
-    "/status": async () => jsonPage(nodeStatus(await readNodeState(parts), { root, address })),
+    "/status": async () => jsonPage(nodeStatus(await readNodeState(parts), config)),
     "/healthz": async () => textPage(200, "ok"),
   };
 }
