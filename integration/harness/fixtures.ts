@@ -235,6 +235,15 @@ async function gzipped(
   };
 }
 
+/** Layers of which the middle one is not compressed. */
+export async function makeMixed(directory: string): Promise<Image> {
+  return makeImage([
+    await layerOf(directory, "base", await baseMembers()),
+    await layerOf(directory, "plain", contents("plain"), "none"),
+    await layerOf(directory, "above", contents("above")),
+  ]);
+}
+
 /** Archives as GNU tar writes them from a directory: its own form and pax, with sparse files. */
 async function makeGnuTar(directory: string): Promise<Image> {
   const layers = [await layerOf(directory, "base", await baseMembers())];
