@@ -1,7 +1,7 @@
 /** Which repositories hold the blobs of a layer. */
 import { abortable } from "../base/concurrency.ts";
 import type { Digest } from "../base/digest.ts";
-import { ClipError, describeError } from "../base/errors.ts";
+import { ClipError, describeError, isClipError } from "../base/errors.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { CompressedBlob } from "./registry-source.ts";
 import type { LayerTarget, Repository } from "./target.ts";
@@ -37,12 +37,12 @@ export async function repositoriesWithBlob(
 ): Promise<Repository[]> {
   const { repositories, layerDigest } = target;
   if (repositories.length === 1) return repositories;
-  let failure: unknown;
-  const answers = repositories.map(async (repository) => {
+  const failures: unknown[] = [];
+  const answers = repositories.map(async (repository, at) => {
     try {
       return await registry.has(repository, layerDigest, signal);
     } catch (error) {
-      failure = error;
+      failures[at] = error;
       log.debug(
         { layer: layerDigest, host: repository.host, error: describeError(error) },
         "a repository could not be asked for a layer",
@@ -56,8 +56,10 @@ export async function repositoriesWithBlob(
     if (repository === undefined || !(await abortable(answer, signal))) continue;
     return [repository, ...repositories.toSpliced(at, 1)];
   }
+  // Some are guesses, of hosts that may not exist: one that is there and refuses tells more.
   throw (
-    failure ??
+    failures.find((failure) => isClipError(failure, "REGISTRY_DENIED")) ??
+    failures.find((failure) => failure !== undefined) ??
     new ClipError("REGISTRY_NOT_FOUND", `no known repository has the layer ${layerDigest}`)
   );
 }
