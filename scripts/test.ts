@@ -29,6 +29,8 @@ const parts: Readonly<Record<string, () => Promise<Counts>>> = {
   integration: () => runTests("integration/**/*.test.ts", 1),
 };
 
+// Tests run the tools that setup brought, whatever the machine has.
+process.env["PATH"] = `${path.join(root, ".tools", "bin")}:${process.env["PATH"] ?? ""}`;
 process.exitCode = await main(process.argv.slice(2));
 
 async function main(names: readonly string[]): Promise<number> {
