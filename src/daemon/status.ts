@@ -52,7 +52,7 @@ export interface NodeStatus {
 }
 
 /** Name of the tier of all content caches. */
-export const contentCacheTier = "content_cache";
+const contentCacheTier = "content_cache";
 
 /** What the status of a node says besides its state. */
 export interface NodePlace {
