@@ -43,6 +43,8 @@ const all = linesOf((log) => {
   events.rangeReadTried(log, cached, range);
   events.rangeReadHit(log, cached, { ...range, bytes: 5000, durationMs: 3 });
   events.rangeReadMissed(log, cached, { ...range, durationMs: 3, error: "down" });
+  events.contentCacheLeftAlone(log, { cache: "redis", error: "down" });
+  events.contentCacheUsedAgain(log, { cache: "redis" });
 });
 
 void test("docs/metrics.md lists each event with its level, wording and fields", async () => {

@@ -97,3 +97,16 @@ export function rangeReadMissed(
 ): void {
   log.debug({ ...layer, ...fields }, "content cache miss - will decompress from OCI");
 }
+
+/** A content cache has failed so often that it is left alone for a while. */
+export function contentCacheLeftAlone(
+  log: Log,
+  fields: { cache: string; error: string | undefined },
+): void {
+  log.warn(fields, "ContentCache fails or is slow - it is left alone for a while");
+}
+
+/** A content cache that was left alone answers again. */
+export function contentCacheUsedAgain(log: Log, fields: { cache: string }): void {
+  log.info(fields, "ContentCache answers again");
+}
