@@ -31,6 +31,8 @@ const parts: Readonly<Record<string, () => Promise<Counts>>> = {
 
 // Tests run the tools that setup brought, whatever the machine has.
 process.env["PATH"] = `${path.join(root, ".tools", "bin")}:${process.env["PATH"] ?? ""}`;
+// Nor do they keep compiled code outside of the checkout.
+process.env["NODE_COMPILE_CACHE"] ??= path.join(root, ".tools", "cache", "node");
 process.exitCode = await main(process.argv.slice(2));
 
 async function main(names: readonly string[]): Promise<number> {
