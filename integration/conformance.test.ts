@@ -12,7 +12,7 @@ import { createInterface } from "node:readline";
 import { after, before, describe, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import { detachMountsBelow } from "../src/snapshotter/mount-table.ts";
+import { detachMountsBelow } from "../src/os/mount-table.ts";
 
 const run = promisify(execFile);
 const sources = fileURLToPath(new URL("conformance", import.meta.url));

@@ -1,6 +1,6 @@
 /** Where the blobs of an image may be found, as far as containerd's metadata tells. */
 import { isClipError } from "../base/errors.ts";
-import type { Repository } from "../layer/target.ts";
+import type { Repository } from "../registry/reference.ts";
 import { parseReference } from "../registry/reference.ts";
 
 /** What is known of where an image comes from. */

@@ -1,14 +1,13 @@
 /** Taking away the mounts of a root whose daemon is gone. */
-import { readFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { describeError } from "../base/errors.ts";
-import { parseMountTable } from "../fuse/mount-table.ts";
 import { MNT_DETACH, unmount } from "../os/libc.ts";
+import { readMountTable } from "../os/mount-table.ts";
 import type { Log } from "../telemetry/log.ts";
 
 /** Detaches the mounts of layers and the FUSE session below `root`; whoever uses one keeps it. */
 export async function unmountBelow(root: string, log: Log): Promise<void> {
-  const table = parseMountTable(await readFile("/proc/self/mountinfo", "utf8"));
+  const table = await readMountTable();
   const own = table.filter(
     ({ mountpoint }) => mountpoint === join(root, "f") || dirname(mountpoint) === join(root, "l"),
   );

@@ -5,7 +5,7 @@ import path from "node:path";
 import { ClipError, describeError } from "../base/errors.ts";
 import { MNT_DETACH, mount, MS_RDONLY, unmount } from "../os/libc.ts";
 import type { Log } from "../telemetry/log.ts";
-import { findMount, type MountEntry } from "./mount-table.ts";
+import { findMount, type MountEntry } from "../os/mount-table.ts";
 import { encodeResend, readBytesMax } from "./protocol.ts";
 
 /** A mount and the descriptor through which it is served. */

@@ -14,7 +14,7 @@ import { isConnectionOver, isForgotten } from "./device.ts";
 import { isBeingKilled } from "./killed.ts";
 import { checkLayer, type FuseLayer } from "./layer.ts";
 import type { ThreadMessage } from "./messages.ts";
-import type { MountEntry } from "./mount-table.ts";
+import type { MountEntry } from "../os/mount-table.ts";
 import { opcodeName } from "./opcodes.ts";
 import { PendingReads, type FuseReadRequest } from "./pending.ts";
 import { encodeResend } from "./protocol.ts";

@@ -2,9 +2,10 @@
 import type { Digest } from "../base/digest.ts";
 import { describeError } from "../base/errors.ts";
 import type { PublishedIndex } from "../index/published.ts";
+import type { Repository } from "../registry/reference.ts";
 import type { Log } from "../telemetry/log.ts";
-import { SharedWork } from "./shared-work.ts";
-import type { LayerTarget, Repository } from "./target.ts";
+import { SharedWork } from "../base/shared-work.ts";
+import type { LayerTarget } from "./target.ts";
 
 /** How long an answer serves the other layers of the same image. */
 const answerMs = 30_000;

@@ -1,9 +1,9 @@
 /** The EROFS mounts of the layers, one directory a layer, kept over restarts where they are alive. */
-import { mkdir, readdir, readFile, rmdir, stat } from "node:fs/promises";
+import { mkdir, readdir, rmdir, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { ClipError, describeError } from "../base/errors.ts";
-import { parseMountTable, type MountEntry } from "../fuse/mount-table.ts";
 import { MNT_DETACH, unmount } from "../os/libc.ts";
+import { readMountTable, type MountEntry } from "../os/mount-table.ts";
 import type { Log } from "../telemetry/log.ts";
 import { mountErofs } from "./erofs-mount.ts";
 import type { LayerRecords, MountRecord } from "./records.ts";
@@ -39,7 +39,7 @@ export class LayerMounts {
   async open(): Promise<void> {
     const { directory, fuseMountpoint, records, log } = this.#options;
     await mkdir(directory, { recursive: true, mode: 0o700 });
-    const table = await mountTable();
+    const table = await readMountTable();
     this.#fuseDevice =
       table.findLast((entry) => entry.mountpoint === fuseMountpoint)?.device ?? "none";
     for (const [number, entries] of byLayer(table, directory)) {
@@ -97,7 +97,7 @@ export class LayerMounts {
   async release(number: number): Promise<void> {
     this.#live.delete(number);
     const { directory } = this.#options;
-    const entries = byLayer(await mountTable(), directory).get(number) ?? [];
+    const entries = byLayer(await readMountTable(), directory).get(number) ?? [];
     await this.#detach(number, entries.length);
     await rmdir(this.path(number)).catch(ignoreMissing);
   }
@@ -112,7 +112,7 @@ export class LayerMounts {
   /** Detaches every mount of every layer. */
   async releaseAll(): Promise<void> {
     this.#live.clear();
-    for (const [number, entries] of byLayer(await mountTable(), this.#options.directory)) {
+    for (const [number, entries] of byLayer(await readMountTable(), this.#options.directory)) {
       await this.#detach(number, entries.length);
     }
   }
@@ -130,10 +130,6 @@ export class LayerMounts {
       }
     }
   }
-}
-
-async function mountTable(): Promise<MountEntry[]> {
-  return parseMountTable(await readFile("/proc/self/mountinfo", "utf8"));
 }
 
 /** The mounts on each layer's directory, lowest first. */

@@ -7,6 +7,7 @@ import { buildLayerIndex } from "../index/build.ts";
 import { isGzipLayer } from "../index/create.ts";
 import type { LayerIndexReader } from "../index/reader.ts";
 import type { IndexStore } from "../index/store.ts";
+import type { Repository } from "../registry/reference.ts";
 import { layerCached, layerMissed } from "../telemetry/events.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { LayerCounters } from "./counters.ts";
@@ -16,7 +17,7 @@ import { repositoriesWithBlob, type LayerRegistry } from "./places.ts";
 import type { LayerRecord, LayerRecords } from "./records.ts";
 import { isRegistryFailure } from "./registry-source.ts";
 import { spanTableOf } from "./span-source.ts";
-import type { LayerTarget, Repository } from "./target.ts";
+import type { LayerTarget } from "./target.ts";
 
 /** Bytes of one range of a whole pull. */
 const pullChunkBytes = 4 * 1024 * 1024;

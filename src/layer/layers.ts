@@ -1,11 +1,9 @@
 /** The layers of this node: made ready, mounted, read, filled, and let go. */
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import type { Digest } from "../base/digest.ts";
-import { ClipError, describeError, isClipError } from "../base/errors.ts";
+import { ClipError, describeError } from "../base/errors.ts";
 import { DiskCache } from "../cache/disk-cache.ts";
 import { treeName, type FuseReadRequest } from "../fuse/session.ts";
-import type { LayerIndexReader } from "../index/reader.ts";
 import type { IndexStore } from "../index/store.ts";
 import type { Log } from "../telemetry/log.ts";
 import { ActiveLayers, type LayerSession } from "./active-layers.ts";
@@ -14,17 +12,17 @@ import { ByteBudget } from "./byte-budget.ts";
 import { newLayerCounters, type LayerCounters } from "./counters.ts";
 import { DemandActivity } from "./demand-activity.ts";
 import { IndexLookup, type FindLayerIndexes } from "./index-lookup.ts";
-import { KeyedQueue } from "./keyed-queue.ts";
+import { KeyedQueue } from "../base/keyed-queue.ts";
 import type { LayerBlob } from "./layer-blob.ts";
 import { LayerMounts } from "./layer-mounts.ts";
+import { LayerParts } from "./layer-parts.ts";
 import { LayerPreparer } from "./layer-preparer.ts";
 import { layerStatus, type LayerQueues, type LayerStatus } from "./layer-status.ts";
 import { MetaImages } from "./meta-images.ts";
 import type { MountMode } from "./mount-mode.ts";
 import type { LayerRegistry } from "./places.ts";
 import { LayerRecords, type LayerRecord } from "./records.ts";
-import type { SpanIndex } from "./registry-source.ts";
-import { SharedWork } from "./shared-work.ts";
+import { SharedWork } from "../base/shared-work.ts";
 import type { LayerTarget } from "./target.ts";
 import type { Verification } from "./verification.ts";
 import { verifyLayer } from "./verify.ts";
@@ -89,13 +87,12 @@ export class Layers {
   readonly #mounts: LayerMounts;
   readonly #lookup: IndexLookup | undefined;
   readonly #preparer: LayerPreparer;
+  readonly #parts: LayerParts;
   readonly #active: ActiveLayers;
   readonly #fill: BackgroundFill | undefined;
   readonly #ensuring = new SharedWork<number>();
   /** Preparing, mounting and releasing of one layer exclude each other; by diffID. */
   readonly #queue = new KeyedQueue();
-  /** Indexes of layers that have been made ready and not been used yet; may not be on disk yet. */
-  readonly #freshIndexes = new Map<number, LayerIndexReader>();
   /** When each layer was last asked for, in the order of all requests. */
   readonly #wantedAt = new Map<number, number>();
   #clock = 0;
@@ -136,6 +133,14 @@ export class Layers {
       concurrentPulls: options.concurrentPulls ?? 3,
       pullConnections: options.pullConnections ?? 4,
     });
+    this.#parts = new LayerParts({
+      preparer: this.#preparer,
+      metaImages: this.#metaImages,
+      indexes,
+      records,
+      cache,
+      log,
+    });
     const activity = new DemandActivity();
     this.#active = new ActiveLayers({
       session,
@@ -146,7 +151,7 @@ export class Layers {
       activity,
       counters,
       log,
-      openAlternate: (record, digest, signal) => this.#openAlternate(record, digest, signal),
+      openAlternate: (record, digest, signal) => this.#parts.openAlternate(record, digest, signal),
     });
     this.#fill =
       options.backgroundFillDelayMs === undefined
@@ -292,7 +297,7 @@ export class Layers {
     await this.#queue.idle();
     if (!keepMounts) await this.#mounts.releaseAll();
     await this.#active.close();
-    for (const index of this.#freshIndexes.values()) await index.close();
+    await this.#parts.close();
     await Promise.all([this.#cache.close(), this.#metaImages.close()]);
     this.#records.close();
   }
@@ -319,25 +324,11 @@ export class Layers {
 
   async #ensureNow(target: LayerTarget, signal: AbortSignal): Promise<number> {
     const known = this.#records.byDiffId(target.diffId);
-    if (known !== undefined && (await this.#isUsable(known))) return known.number;
-    return this.#prepare(target, signal);
-  }
-
-  async #prepare(target: LayerTarget, signal: AbortSignal): Promise<number> {
-    const { record, index } = await this.#preparer.prepare(target, signal);
-    await this.#freshIndexes.get(record.number)?.close();
-    this.#freshIndexes.set(record.number, index);
-    return record.number;
-  }
-
-  async #isUsable(record: LayerRecord): Promise<boolean> {
-    const { number, layerDigest, size } = record;
-    if (this.#active.has(number) || this.#freshIndexes.has(number)) return true;
-    if (!(await this.#metaImages.has(layerDigest))) return false;
-    if ((await this.#cache.completePath(layerDigest, size)) !== undefined) return true;
-    const index = await this.#openIndex(layerDigest);
-    await index?.close();
-    return index !== undefined;
+    if (known !== undefined) {
+      const { number } = known;
+      if (this.#active.has(number) || (await this.#parts.isUsable(known))) return number;
+    }
+    return this.#parts.prepare(target, signal);
   }
 
   async #mount(record: LayerRecord): Promise<string> {
@@ -348,7 +339,7 @@ export class Layers {
     if (current === "local" || (current === "fuse" && complete === undefined)) return path;
     const image = this.#metaImages.path(layerDigest);
     if (complete !== undefined) {
-      await this.#ensureImage(record);
+      await this.#parts.ensureImage(record);
       await this.#mounts.mount(number, image, complete, "local");
       return path;
     }
@@ -369,75 +360,15 @@ export class Layers {
   async #activate(record: LayerRecord): Promise<LayerBlob | undefined> {
     const { number, layerDigest, size } = record;
     if (this.#active.has(number)) return this.#active.blob(number);
-    await this.#ensureImage(record);
+    await this.#parts.ensureImage(record);
     const image = this.mode === "fuse" ? await this.#metaImages.load(layerDigest) : undefined;
     const complete = await this.#cache.completePath(layerDigest, size);
     if (complete === undefined) {
-      const index = await this.#takeIndex(record);
+      const index = await this.#parts.takeIndex(record);
       if (index !== undefined) return this.#active.addPartial(record, index, image);
     }
     this.#active.addComplete(record, this.#cache.dataPath(layerDigest), image);
     return undefined;
-  }
-
-  /** Makes sure that the metadata image is there: it may have been made by another version. */
-  async #ensureImage(record: LayerRecord): Promise<void> {
-    const { layerDigest } = record;
-    if (await this.#metaImages.has(layerDigest)) return;
-    const index = await this.#openIndex(layerDigest);
-    if (index === undefined) {
-      await this.#prepareAgain(record);
-      return;
-    }
-    try {
-      await this.#metaImages.make(index);
-    } finally {
-      await index.close();
-    }
-  }
-
-  /** The index of a layer; made anew if it has gone, undefined if the layer is complete then. */
-  async #takeIndex(record: LayerRecord): Promise<LayerIndexReader | undefined> {
-    const { number, layerDigest, size } = record;
-    const kept = this.#freshIndexes.get(number) ?? (await this.#openIndex(layerDigest));
-    if (kept === undefined) await this.#prepareAgain(record);
-    const index = kept ?? this.#freshIndexes.get(number);
-    this.#freshIndexes.delete(number);
-    if (kept !== undefined) return index;
-    const complete = await this.#cache.completePath(layerDigest, size);
-    if (complete === undefined) return index;
-    await index?.close();
-    return undefined;
-  }
-
-  async #prepareAgain(record: LayerRecord): Promise<void> {
-    const target = this.#targetOf(record, record.layerDigest);
-    await this.#prepare(target, AbortSignal.timeout(recoveryMs));
-  }
-
-  async #openAlternate(
-    record: LayerRecord,
-    layerDigest: Digest,
-    signal: AbortSignal,
-  ): Promise<SpanIndex | undefined> {
-    const target = this.#targetOf(record, layerDigest);
-    const found =
-      (await this.#openIndex(layerDigest)) ??
-      (await this.#preparer.publishedIndex(target, target.repositories, signal));
-    return found?.head.diffId === record.diffId ? found : undefined;
-  }
-
-  async #openIndex(layerDigest: Digest): Promise<LayerIndexReader | undefined> {
-    try {
-      return await this.#options.indexes.open(layerDigest);
-    } catch (error) {
-      if (!isClipError(error)) throw error;
-      this.#log.warn(
-        { layer: layerDigest, error: describeError(error) },
-        "a kept index is damaged",
-      );
-      return undefined;
-    }
   }
 
   #verify({ file, head }: LayerBlob, signal: AbortSignal): Promise<Verification> {
@@ -464,8 +395,7 @@ export class Layers {
     // The record goes first: what a crash leaves after that is swept at the next start.
     this.#records.remove(number);
     this.#wantedAt.delete(number);
-    await this.#freshIndexes.get(number)?.close();
-    this.#freshIndexes.delete(number);
+    await this.#parts.forget(number);
     await this.#mounts.release(number);
     const blob = this.#active.blob(number);
     if (blob !== undefined) await this.#fill?.cancel(blob);
@@ -479,15 +409,4 @@ export class Layers {
     if (record !== undefined) return record;
     throw new ClipError("ARGUMENT_INVALID", `there is no layer ${number}`);
   }
-
-  #targetOf(record: LayerRecord, layerDigest: Digest): LayerTarget {
-    const blob = this.#records
-      .blobs(record.diffId)
-      .find((candidate) => candidate.layerDigest === layerDigest);
-    if (blob !== undefined) return { ...blob, diffId: record.diffId };
-    throw new ClipError("REGISTRY_NOT_FOUND", `no repository of ${layerDigest} is known`);
-  }
 }
-
-/** Bound of making a layer ready again of which something was lost. */
-const recoveryMs = 10 * 60_000;

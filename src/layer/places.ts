@@ -2,9 +2,10 @@
 import { abortable } from "../base/concurrency.ts";
 import type { Digest } from "../base/digest.ts";
 import { ClipError, describeError, isClipError } from "../base/errors.ts";
+import type { Repository } from "../registry/reference.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { CompressedBlob } from "./registry-source.ts";
-import type { LayerTarget, Repository } from "./target.ts";
+import type { LayerTarget } from "./target.ts";
 
 /** A blob in a repository, as the registry client reads it. */
 export interface RegistryBlob extends CompressedBlob {

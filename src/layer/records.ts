@@ -2,7 +2,8 @@
 import type { DatabaseSync } from "node:sqlite";
 import { openDatabase, transaction } from "../base/database.ts";
 import type { Digest } from "../base/digest.ts";
-import type { LayerTarget, Repository } from "./target.ts";
+import type { Repository } from "../registry/reference.ts";
+import type { LayerTarget } from "./target.ts";
 
 /** A layer that was made ready on this node. */
 export interface LayerRecord {

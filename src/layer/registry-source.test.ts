@@ -6,9 +6,9 @@ import fc from "fast-check";
 import { pack } from "tar-stream";
 import { ClipError } from "../base/errors.ts";
 import { buildLayerIndex, type BuiltLayerIndex } from "../index/build.ts";
+import type { Repository } from "../registry/reference.ts";
 import { AlternateSource } from "./alternate-source.ts";
 import { RegistrySource, type BlobPlace, type CompressedBlob } from "./registry-source.ts";
-import type { Repository } from "./target.ts";
 
 const never = new AbortController().signal;
 

@@ -2,8 +2,8 @@
 import { ClipError, isClipError } from "../base/errors.ts";
 import { decodeSpan } from "../gzip/decode.ts";
 import type { LayerHead, Span } from "../index/model.ts";
+import type { Repository } from "../registry/reference.ts";
 import { spanAt, type SpanSource } from "./span-source.ts";
-import type { Repository } from "./target.ts";
 
 /** Spans that are decoded at the same time, in threads of the runtime. */
 const decodesMax = 3;

@@ -1,13 +1,6 @@
 /** What must be known of a layer to make it ready. */
 import type { Digest } from "../base/digest.ts";
-
-/** A repository on a registry. */
-export interface Repository {
-  /** Host, with a port where it is not the default one: `registry.example.com:5000`. */
-  host: string;
-  /** Repository on that host: `team/app`. */
-  name: string;
-}
+import type { Repository } from "../registry/reference.ts";
 
 /** A layer of an image, and where it may be found. */
 export interface LayerTarget {

@@ -8,7 +8,6 @@ import { isClipError } from "../base/errors.ts";
 import { silentLog } from "../telemetry/log.ts";
 import { createRoot, SnapshotDirectories } from "./directories.ts";
 import { diskUsage, UsageMeter } from "./disk-usage.ts";
-import { mountpointsBelow } from "./mount-table.ts";
 
 const directory = mkdtempSync(join(tmpdir(), "clip-directories-"));
 after(() => rmSync(directory, { recursive: true, force: true }));
@@ -82,16 +81,4 @@ test("a measurement is kept for its time, forgotten on demand, and refused after
   meter.forget(root);
   meter.close();
   await assert.rejects(meter.measure(root), (error) => isClipError(error, "CLOSED"));
-});
-
-test("mount points at and below a path are found, the innermost first", () => {
-  const table = [
-    "22 1 8:1 / / rw - ext4 /dev/sda1 rw",
-    "23 22 0:1 / /r/s/1 rw - tmpfs tmpfs rw",
-    "24 23 0:2 / /r/s/1/with\\040space rw - tmpfs tmpfs rw",
-    "25 22 0:3 / /r/s/10 rw - tmpfs tmpfs rw",
-    "",
-  ].join("\n");
-  assert.deepEqual(mountpointsBelow(table, "/r/s/1"), ["/r/s/1/with space", "/r/s/1"]);
-  assert.deepEqual(mountpointsBelow(table, "/r/s/2"), []);
 });

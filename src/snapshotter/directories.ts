@@ -6,7 +6,7 @@ import { chmod, chown, mkdir, mkdtemp, readdir, rename, rm, stat } from "node:fs
 import { join } from "node:path";
 import { ClipError, describeError } from "../base/errors.ts";
 import type { Log } from "../telemetry/log.ts";
-import { detachMountsBelow } from "./mount-table.ts";
+import { detachMountsBelow } from "../os/mount-table.ts";
 import type { UpperDirectories } from "./mounts.ts";
 
 /** Makes the directories of snapshots, and deletes them in the background. */

@@ -4,7 +4,7 @@
  */
 import { isDigest } from "../base/digest.ts";
 import { ClipError, describeError, isClipError } from "../base/errors.ts";
-import { SharedWork } from "../layer/shared-work.ts";
+import { SharedWork } from "../base/shared-work.ts";
 import type { Log } from "../telemetry/log.ts";
 import { PrefetchRecord } from "./prefetch-record.ts";
 import type { LayerResolver, RemoteLayers } from "./remote-layers.ts";

@@ -1,5 +1,6 @@
 /** The table of mounts: what is mounted where, without touching what is mounted. */
 import { readFile } from "node:fs/promises";
+import { MNT_DETACH, unmount } from "./libc.ts";
 
 /** One mount. */
 export interface MountEntry {
@@ -10,10 +11,32 @@ export interface MountEntry {
   type: string;
 }
 
+/** All mounts, in the order in which they were made. */
+export async function readMountTable(): Promise<MountEntry[]> {
+  return parseMountTable(await readFile("/proc/self/mountinfo", "utf8"));
+}
+
 /** The topmost mount at a mountpoint (an absolute path without symlinks), if there is one. */
 export async function findMount(mountpoint: string): Promise<MountEntry | undefined> {
-  const table = parseMountTable(await readFile("/proc/self/mountinfo", "utf8"));
+  const table = await readMountTable();
   return table.findLast((entry) => entry.mountpoint === mountpoint);
+}
+
+/**
+ * Detaches every mount at or below `path`, the innermost first; whoever uses one keeps it.
+ * @throws ClipError SYSTEM_CALL
+ */
+export async function detachMountsBelow(path: string): Promise<void> {
+  const below = mountpointsBelow(await readMountTable(), path);
+  for (const mountpoint of below) await unmount(mountpoint, MNT_DETACH);
+}
+
+/** The mount points at or below `path`, the innermost first. */
+export function mountpointsBelow(table: readonly MountEntry[], path: string): string[] {
+  return table
+    .map(({ mountpoint }) => mountpoint)
+    .filter((mountpoint) => mountpoint === path || mountpoint.startsWith(`${path}/`))
+    .toReversed();
 }
 
 /** Parses `/proc/PID/mountinfo` (proc(5)). */

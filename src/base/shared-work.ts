@@ -1,6 +1,6 @@
 /** Work that several callers wait for, and that is given up when the last of them has left. */
-import { abortable } from "../base/concurrency.ts";
-import { ClipError } from "../base/errors.ts";
+import { abortable } from "./concurrency.ts";
+import { ClipError } from "./errors.ts";
 
 interface Work<Value> {
   promise: Promise<Value>;
