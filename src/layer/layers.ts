@@ -4,23 +4,22 @@ import { join } from "node:path";
 import { ClipError, describeError } from "../base/errors.ts";
 import { DiskCache } from "../cache/disk-cache.ts";
 import { treeName, type FuseReadRequest } from "../fuse/session.ts";
-import type { IndexStore } from "../index/store.ts";
 import type { Log } from "../telemetry/log.ts";
-import { ActiveLayers, type LayerSession } from "./active-layers.ts";
+import { ActiveLayers } from "./active-layers.ts";
 import { BackgroundFill } from "./background-fill.ts";
 import { ByteBudget } from "./byte-budget.ts";
 import { newLayerCounters, type LayerCounters } from "./counters.ts";
 import { DemandActivity } from "./demand-activity.ts";
-import { IndexLookup, type FindLayerIndexes } from "./index-lookup.ts";
+import { IndexLookup } from "./index-lookup.ts";
 import { KeyedQueue } from "../base/keyed-queue.ts";
 import type { LayerBlob } from "./layer-blob.ts";
 import { LayerMounts } from "./layer-mounts.ts";
 import { LayerParts } from "./layer-parts.ts";
 import { LayerPreparer } from "./layer-preparer.ts";
 import { layerStatus, type LayerQueues, type LayerStatus } from "./layer-status.ts";
+import type { LayersOptions, MountedLayer } from "./layers-options.ts";
 import { MetaImages } from "./meta-images.ts";
 import type { MountMode } from "./mount-mode.ts";
-import type { LayerRegistry } from "./places.ts";
 import { LayerRecords, type LayerRecord } from "./records.ts";
 import { SharedWork } from "../base/shared-work.ts";
 import type { LayerTarget } from "./target.ts";
@@ -28,49 +27,6 @@ import type { Verification } from "./verification.ts";
 import { verifyLayer } from "./verify.ts";
 
 const MiB = 1024 * 1024;
-
-/** What {@link Layers} is opened with. */
-export interface LayersOptions {
-  /** Everything is kept below it. Absolute, without symlinks, not on overlayfs. */
-  root: string;
-  /**
-   * The mounted FUSE session; its reads go to {@link Layers.handleRead}. Nobody need serve it yet
-   * when the layers are opened.
-   */
-  session: LayerSession;
-  /** Where it is mounted. Absolute, without symlinks. */
-  fuseMountpoint: string;
-  registry: LayerRegistry;
-  /** Started. */
-  indexes: IndexStore;
-  /** Lists published indexes; absent: they are not looked for. */
-  findIndexes?: FindLayerIndexes;
-  mode: MountMode;
-  /** Keep what a layer has below /proc, /sys and /dev. Default: false. */
-  keepRuntimeDirectories?: boolean;
-  /** How far the kernel reads ahead in a file of a layer, in KiB. Default: 1024. */
-  readAheadKilobytes?: number;
-  /** Uncompressed bytes between two checkpoints of an index that is built here. Default: 1 MiB. */
-  spanBytes?: number;
-  /** How long after its first mount a layer is completed; absent: it is not. */
-  backgroundFillDelayMs?: number;
-  /** Most uncompressed bytes a second of that; absent: unlimited. */
-  backgroundFillBytesPerSecond?: number;
-  /** Layers that are pulled whole at the same time. Default: 3. */
-  concurrentPulls?: number;
-  /** Connections of one whole pull. Default: 4. */
-  pullConnections?: number;
-  /** Most bytes in memory for spans on their way. Default: 128 MiB. */
-  memoryBytesMax?: number;
-  log: Log;
-}
-
-/** A layer that is mounted. */
-export interface MountedLayer {
-  path: string;
-  /** It hides everything below it. */
-  opaqueRoot: boolean;
-}
 
 /** Owns the layers of a node; see the module. */
 export class Layers {
