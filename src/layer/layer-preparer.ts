@@ -11,6 +11,7 @@ import type { Repository } from "../registry/reference.ts";
 import { layerCached, layerMissed } from "../telemetry/events.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { LayerCounters } from "./counters.ts";
+import { splitPaths } from "./implied-directories.ts";
 import type { IndexLookup } from "./index-lookup.ts";
 import type { MetaImages } from "./meta-images.ts";
 import { repositoriesWithBlob, type LayerRegistry } from "./places.ts";
@@ -78,8 +79,9 @@ export class LayerPreparer {
     const { reader, origin } = await this.#index(target, signal);
     try {
       const size = reader.head.uncompressedSize;
-      const layer = { diffId, layerDigest, size, ...(await metaImages.make(reader, signal)) };
-      const number = records.put(target, layer);
+      const { impliedDirectories, ...made } = await metaImages.make(reader, signal);
+      const layer = { diffId, layerDigest, size, ...made };
+      const number = records.put(target, layer, splitPaths(impliedDirectories));
       const durationMs = Math.round(performance.now() - startedAt);
       log.info(
         { layer: layerDigest, number, origin, bytes: size, durationMs },

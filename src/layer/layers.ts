@@ -3,6 +3,7 @@ import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { ClipError, describeError } from "../base/errors.ts";
 import { DiskCache } from "../cache/disk-cache.ts";
+import { ErofsReader } from "../erofs/reader.ts";
 import { treeName, type FuseReadRequest } from "../fuse/session.ts";
 import type { Log } from "../telemetry/log.ts";
 import { ActiveLayers } from "./active-layers.ts";
@@ -10,6 +11,7 @@ import { BackgroundFill } from "./background-fill.ts";
 import { ByteBudget } from "./byte-budget.ts";
 import { newLayerCounters, type LayerCounters } from "./counters.ts";
 import { DemandActivity } from "./demand-activity.ts";
+import { differingDirectory } from "./implied-directories.ts";
 import { IndexLookup } from "./index-lookup.ts";
 import { KeyedQueue } from "../base/keyed-queue.ts";
 import type { LayerBlob } from "./layer-blob.ts";
@@ -183,6 +185,23 @@ export class Layers {
     });
   }
 
+  /**
+   * Checks that a layer, mounted over these (the topmost first), looks as if it had been unpacked
+   * over them.
+   * @throws ClipError LAYER_UNSUPPORTED, ARGUMENT_INVALID for a layer that is not known, and what
+   *   {@link Layers.ensure} throws when something of a layer has been lost
+   */
+  async checkOver(number: number, below: readonly number[]): Promise<void> {
+    const implied = this.#records.impliedDirectories(number);
+    const path = await differingDirectory(implied, this.#imagesOf(below));
+    if (path === undefined) return;
+    throw new ClipError(
+      "LAYER_UNSUPPORTED",
+      `directories without an entry of their own, as ${JSON.stringify(path.toString())}, take ` +
+        "mode and owner from the layers below",
+    );
+  }
+
   /** What of a layer is really on this node's disk, and how many inodes it has. */
   async usage(number: number): Promise<{ bytes: number; inodes: number }> {
     const { layerDigest, inodes } = this.#record(number);
@@ -275,6 +294,14 @@ export class Layers {
       if (blob !== undefined) this.#fill?.schedule(blob);
     } catch (error) {
       this.#log.error({ number, error: describeError(error) }, "a mounted layer cannot be served");
+    }
+  }
+
+  async *#imagesOf(numbers: readonly number[]): AsyncGenerator<ErofsReader> {
+    for (const number of numbers) {
+      const record = this.#record(number);
+      await this.#queue.run(record.diffId, () => this.#parts.ensureImage(record));
+      yield new ErofsReader(Buffer.from(await this.#metaImages.load(record.layerDigest)));
     }
   }
 

@@ -4,6 +4,7 @@ import type { ErrorCode } from "../base/errors.ts";
 import { writeFileDurably } from "../cache/files.ts";
 import { buildErofsImage } from "../erofs/writer.ts";
 import { decodeFileTable } from "../index/file-table.ts";
+import { joinPaths } from "./implied-directories.ts";
 
 /** What image to make, and where. */
 export interface MetaOrder {
@@ -21,6 +22,8 @@ export interface MetaOrder {
 export interface MetaImage {
   opaqueRoot: boolean;
   inodes: number;
+  /** Directories without an entry of their own, joined by {@link joinPaths}. */
+  impliedDirectories: Uint8Array;
 }
 
 /** What the thread answers. */
@@ -34,11 +37,14 @@ export type MetaAnswer =
 export async function makeMetaImage(order: MetaOrder): Promise<MetaImage> {
   const { fileTable, diffId, size, imagePath, keepRuntimeDirectories } = order;
   const bytes = Buffer.from(fileTable.buffer, fileTable.byteOffset, fileTable.byteLength);
-  const { image, opaqueRoot, inodes } = buildErofsImage(decodeFileTable(bytes, size), {
-    blobSize: size,
-    diffId,
-    keepRuntimeDirectories,
-  });
+  const { image, opaqueRoot, inodes, impliedDirectories } = buildErofsImage(
+    decodeFileTable(bytes, size),
+    {
+      blobSize: size,
+      diffId,
+      keepRuntimeDirectories,
+    },
+  );
   await writeFileDurably(imagePath, image);
-  return { opaqueRoot, inodes };
+  return { opaqueRoot, inodes, impliedDirectories: joinPaths(impliedDirectories) };
 }

@@ -26,10 +26,26 @@ function target(name: string, blob = name, repositories = ["a/x"]): LayerTarget 
   };
 }
 
-function put(records: LayerRecords, of: LayerTarget): number {
+function put(records: LayerRecords, of: LayerTarget, implied: readonly Buffer[] = []): number {
   const { diffId, layerDigest } = of;
-  return records.put(of, { diffId, layerDigest, size: 1000, opaqueRoot: true, inodes: 7 });
+  const layer = { diffId, layerDigest, size: 1000, opaqueRoot: true, inodes: 7 };
+  return records.put(of, layer, implied);
 }
+
+void test("directories without an entry of their own are kept, replaced, and go with the layer", () => {
+  const records = LayerRecords.open(join(base, "implied.db"));
+  const paths = [Buffer.from("tmp"), Buffer.from([0xff, 0x2f, 0x0a])];
+  const number = put(records, target("1"), paths);
+  assert.deepEqual(records.impliedDirectories(number), paths);
+  assert.equal(put(records, target("1"), paths.slice(1)), number);
+  assert.deepEqual(records.impliedDirectories(number), paths.slice(1));
+  put(records, target("1"));
+  assert.deepEqual(records.impliedDirectories(number), []);
+  put(records, target("1"), paths);
+  records.remove(number);
+  assert.deepEqual(records.impliedDirectories(number), []);
+  records.close();
+});
 
 void test("layers keep their numbers over reopening and are never renumbered", async () => {
   const path = join(base, "numbers.db");

@@ -3,6 +3,7 @@ import type { DatabaseSync } from "node:sqlite";
 import { openDatabase, transaction } from "../base/database.ts";
 import type { Digest } from "../base/digest.ts";
 import type { Repository } from "../registry/reference.ts";
+import { joinPaths, splitPaths } from "./implied-directories.ts";
 import type { LayerTarget } from "./target.ts";
 
 /** A layer that was made ready on this node. */
@@ -65,6 +66,12 @@ const migrations = [
     PRIMARY KEY (layer_digest, host, name)
   ) STRICT;
   `,
+  `
+  CREATE TABLE implied_directories (
+    number INTEGER PRIMARY KEY REFERENCES layer ON DELETE CASCADE,
+    paths BLOB NOT NULL
+  ) STRICT;
+  `,
 ];
 
 /** The layers of this node, in one SQLite database. */
@@ -95,10 +102,15 @@ export class LayerRecords {
   }
 
   /**
-   * Records a layer that is ready, and its blob. A layer that was known keeps its number.
+   * Records a layer that is ready, its blob, and its directories without an entry of their own. A
+   * layer that was known keeps its number.
    * @returns its number
    */
-  put(target: LayerTarget, layer: Omit<LayerRecord, "number">): number {
+  put(
+    target: LayerTarget,
+    layer: Omit<LayerRecord, "number">,
+    impliedDirectories: readonly Buffer[] = [],
+  ): number {
     return transaction(this.#database, () => {
       const row = this.#database
         .prepare(
@@ -109,9 +121,20 @@ export class LayerRecords {
            RETURNING number`,
         )
         .get(layer.diffId, layer.layerDigest, layer.size, layer.opaqueRoot ? 1 : 0, layer.inodes);
+      const number = Number(row?.["number"]);
+      this.#putImplied(number, impliedDirectories);
       this.#putBlob(target);
-      return Number(row?.["number"]);
+      return number;
     });
+  }
+
+  /** Directories of a layer without an entry of their own. */
+  impliedDirectories(number: number): Buffer[] {
+    const row = this.#database
+      .prepare("SELECT paths FROM implied_directories WHERE number = ?")
+      .get(number);
+    const paths = row?.["paths"];
+    return paths instanceof Uint8Array ? splitPaths(paths) : [];
   }
 
   /** Remembers another place, or another blob, that holds a layer; only new facts are written. */
@@ -188,6 +211,16 @@ export class LayerRecords {
 
   close(): void {
     this.#database.close();
+  }
+
+  #putImplied(number: number, paths: readonly Buffer[]): void {
+    if (paths.length === 0) {
+      this.#database.prepare("DELETE FROM implied_directories WHERE number = ?").run(number);
+      return;
+    }
+    this.#database
+      .prepare("INSERT OR REPLACE INTO implied_directories (number, paths) VALUES (?, ?)")
+      .run(number, joinPaths(paths));
   }
 
   #putBlob(target: LayerTarget): void {

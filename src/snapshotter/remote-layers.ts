@@ -12,6 +12,11 @@ export interface RemoteLayers {
   ensure(target: LayerTarget, signal: AbortSignal): Promise<number>;
   /** Mounts a layer if it is not mounted; where. Also works after a restart. */
   mount(layer: number): Promise<LowerDirectory>;
+  /**
+   * Checks that a layer may be shown over these, the topmost first.
+   * @throws ClipError LAYER_UNSUPPORTED when it would look otherwise than unpacked over them
+   */
+  checkOver(layer: number, below: readonly number[]): Promise<void>;
   /** What of a layer is on this node's disk. Downloads nothing. */
   usage(layer: number): Promise<SnapshotUsage>;
   /** No snapshot refers to the layer any more. */

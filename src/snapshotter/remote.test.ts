@@ -22,6 +22,7 @@ class FakeLayers implements RemoteLayers {
   readonly path: string;
   ensureHook: (target: LayerTarget, signal: AbortSignal) => Promise<void> = () => Promise.resolve();
   mountHook: () => void = () => {};
+  checkHook: () => void = () => {};
   opaque = new Set<number>();
 
   constructor(path: string) {
@@ -36,6 +37,11 @@ class FakeLayers implements RemoteLayers {
     this.calls.push(`ensure ${numberOf(target)}`);
     await this.ensureHook(target, signal);
     return numberOf(target);
+  }
+
+  async checkOver(layer: number, below: readonly number[]): Promise<void> {
+    this.calls.push(`check ${layer} over [${below.join()}]`);
+    this.checkHook();
   }
 
   mount(layer: number): Promise<{ path: string; opaqueRoot: boolean }> {
@@ -150,8 +156,11 @@ test("a pull finds committed snapshots and no active ones, and prefetches all la
     "prefetch 2",
     "prefetch 3",
     "ensure 1",
+    "check 1 over []",
     "ensure 2",
+    "check 2 over [1]",
     "ensure 3",
+    "check 3 over [2,1]",
   ]);
   assert.deepEqual(fallbacks, []);
   assert.equal(resolver.requests[0]?.namespace, "k8s.io");
@@ -213,6 +222,18 @@ test("whatever goes wrong with the layer, containerd can unpack it", async (cont
   await fallsBack(base, "containerd_unavailable");
   await fallsBack("not a digest", "ref_not_a_digest");
   assert.equal(fallbacks.length, 7);
+});
+
+test("a layer that would look otherwise over those below it is unpacked", async (context) => {
+  const { prepare, layers, fallbacks } = await start(context);
+  const { found } = await prepare(base, "");
+  layers.checkHook = () => {
+    throw new ClipError("LAYER_UNSUPPORTED", "no");
+  };
+  const { mount } = await prepare(middle, found?.name ?? "");
+  assert.equal(mount?.type, "overlay");
+  assert.deepEqual(fallbacks, ["layer_unsupported"]);
+  assert.ok(layers.calls.includes("release 2"));
 });
 
 test("a layer on top of an unpacked one is unpacked too", async (context) => {

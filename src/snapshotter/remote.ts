@@ -114,7 +114,7 @@ export class RemoteHandshake {
 
   /** The number of the mounted layer, pinned; or why there is none. */
   async #readyLayer(
-    { namespace, ref, labels }: RemotePrepare,
+    { namespace, parent, ref, labels }: RemotePrepare,
     signal: AbortSignal,
   ): Promise<number | FallbackReason> {
     if (!isDigest(ref)) return "ref_not_a_digest";
@@ -128,6 +128,7 @@ export class RemoteHandshake {
     const layer = await this.#layers.ensure(target, signal);
     this.#pinned.set(layer, (this.#pinned.get(layer) ?? 0) + 1);
     try {
+      await this.#layers.checkOver(layer, this.#layersFrom(parent));
       const { path } = await this.#layers.mount(layer);
       signal.throwIfAborted();
       this.#log.debug({ layer: target.layerDigest, number: layer, path }, "layer is mounted");
@@ -136,6 +137,13 @@ export class RemoteHandshake {
       this.#unpin(layer);
       throw error;
     }
+  }
+
+  /** The layers of a snapshot and those below it, the topmost first. */
+  #layersFrom(name: string): number[] {
+    if (name === "") return [];
+    const snapshot = this.#store.get(name);
+    return [snapshot, ...this.#store.ancestors(snapshot)].flatMap(({ layer }) => layer ?? []);
   }
 
   #unpin(layer: number): void {

@@ -184,7 +184,14 @@ test("a cancelled Prepare aborts what it waits for; closing does so at its deadl
   const unused = () => assert.fail("there is no layer");
   const remote = {
     resolver: { resolve: never },
-    layers: { prefetch: unused, ensure: unused, mount: unused, usage: unused, release: unused },
+    layers: {
+      prefetch: unused,
+      ensure: unused,
+      checkOver: unused,
+      mount: unused,
+      usage: unused,
+      release: unused,
+    },
   };
   const { start: begin, server } = await start(context, { remote, closeDeadlineMs: 50 });
   const [ref = ""] = chainIds([digestOf(Buffer.from("x"))]);
