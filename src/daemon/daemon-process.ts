@@ -8,14 +8,16 @@ export interface DaemonEnd {
   pid: number;
   code: number | null;
   signal: NodeJS.Signals | null;
-  /** Milliseconds since it was told to take over. */
-  uptimeMs: number;
+  /** For how many milliseconds it served; 0 if it did not come so far. */
+  servedMs: number;
   /** It was told to end. */
   asked: boolean;
   /** Another daemon has the lock. */
   locked: boolean;
   /** The FUSE session has ended: its descriptor is of no use any more. */
   over: boolean;
+  /** Connections that were passed to it and that it did not get. */
+  unaccepted: Socket[];
 }
 
 /** What {@link DaemonProcess} takes. */
@@ -37,7 +39,9 @@ export class DaemonProcess {
   readonly #child: ChildProcess;
   readonly #loaded = Promise.withResolvers<boolean>();
   readonly #onReady: (daemon: DaemonProcess) => void;
-  #goneAt = performance.now();
+  readonly #passing = new Map<number, Socket>();
+  #passed = 0;
+  #readyAt: number | undefined;
   #asked = false;
   #locked = false;
   #over = false;
@@ -50,10 +54,7 @@ export class DaemonProcess {
       stdio: ["ignore", "inherit", "inherit", device, lock, "ipc"],
     });
     this.loaded = this.#loaded.promise;
-    this.ended = new Promise((resolve) => {
-      this.#child.once("exit", (code, signal) => resolve(this.#end(code, signal)));
-      this.#child.once("error", () => resolve(this.#end(1, null)));
-    });
+    this.ended = this.#untilEnded();
     void this.ended.then(() => this.#loaded.resolve(false));
     this.#child.on("message", (message) => this.#onMessage(message as DaemonMessage));
   }
@@ -64,13 +65,14 @@ export class DaemonProcess {
 
   /** Has it take over; the one before must have ended. */
   go(): void {
-    this.#goneAt = performance.now();
     this.#send({ kind: "go" });
   }
 
   /** Passes a connection on. */
   pass(connection: Socket): void {
-    this.#send({ kind: "connection" }, connection);
+    const id = ++this.#passed;
+    this.#passing.set(id, connection);
+    this.#send({ kind: "connection", id }, connection);
   }
 
   /** Tells it to end, and ends it if it has not done so in time. */
@@ -90,15 +92,33 @@ export class DaemonProcess {
     this.#child.kill("SIGKILL");
   }
 
-  #onMessage({ kind }: DaemonMessage): void {
-    switch (kind) {
+  async #untilEnded(): Promise<DaemonEnd> {
+    // What it said before it died may arrive after its end.
+    const silent = new Promise((resolve) => this.#child.once("disconnect", resolve));
+    const [code, signal] = await new Promise<[number | null, NodeJS.Signals | null]>((resolve) => {
+      this.#child.once("exit", (...end) => resolve(end));
+      // It could not even be started.
+      this.#child.once("error", () => resolve([1, null]));
+    });
+    if (this.#child.connected) await silent;
+    return this.#end(code, signal);
+  }
+
+  #onMessage(message: DaemonMessage): void {
+    switch (message.kind) {
       case "loaded":
         this.#loaded.resolve(true);
         return;
       case "locked":
         this.#locked = true;
         return;
+      case "accepted":
+        // The copy here; the daemon has its own.
+        this.#passing.get(message.id)?.destroy();
+        this.#passing.delete(message.id);
+        return;
       case "ready":
+        this.#readyAt = performance.now();
         this.#onReady(this);
         return;
       case "over":
@@ -109,14 +129,15 @@ export class DaemonProcess {
 
   #send(message: KeeperMessage, connection?: Socket): void {
     // It may have died; its end tells.
-    this.#child.send(message, connection, {}, () => connection?.destroy());
+    this.#child.send(message, connection, { keepOpen: true }, () => {});
   }
 
   #end(code: number | null, signal: NodeJS.Signals | null): DaemonEnd {
     return {
       ...{ pid: this.pid, code, signal },
-      uptimeMs: performance.now() - this.#goneAt,
+      servedMs: this.#readyAt === undefined ? 0 : Math.round(performance.now() - this.#readyAt),
       ...{ asked: this.#asked, locked: this.#locked, over: this.#over },
+      unaccepted: [...this.#passing.values()],
     };
   }
 }

@@ -14,6 +14,7 @@ import { createSnapshotterServer } from "../snapshotter/service.ts";
 import { contentCacheNotConfigured } from "../telemetry/events.ts";
 import type { Log } from "../telemetry/log.ts";
 import { CallCounters } from "./call-counters.ts";
+import { serveLiveLayers } from "./live-layers.ts";
 import { openRegistry } from "./registry.ts";
 import { ServedLayers } from "./served-layers.ts";
 import { sessionMode } from "./session-mode.ts";
@@ -142,6 +143,7 @@ async function openLayers(
     await layers.close({ keepMounts });
     if (!keepMounts) await session?.close();
   });
+  if (mode === "fuse" && !fresh) await serveLiveLayers(root, layers, log);
   session = await openFuseSession({
     mountpoint: fuseMountpoint,
     resume: { descriptor: device, fresh },

@@ -5,7 +5,7 @@
 import { createServer, type Server, type Socket } from "node:net";
 import { PrivateSocket } from "../base/private-socket.ts";
 
-/** Takes a connection over; what it does not call back for is closed here. */
+/** Takes a connection over. */
 export type Receiver = (connection: Socket) => void;
 
 /** Connections that wait for a daemon; there is one containerd, with very few. */
@@ -21,7 +21,11 @@ export class FrontDoor {
   private constructor(server: Server, socket: PrivateSocket) {
     this.#server = server;
     this.#socket = socket;
-    server.on("connection", (connection) => this.#onConnection(connection));
+    server.on("connection", (connection) => {
+      // Nobody reads it here: an error can only mean that the client is gone.
+      connection.on("error", () => this.#waiting.delete(connection));
+      this.#onConnection(connection);
+    });
   }
 
   /**
@@ -49,6 +53,11 @@ export class FrontDoor {
     this.#waiting.clear();
   }
 
+  /** Takes connections back that a receiver did not get. */
+  takeBack(connections: readonly Socket[]): void {
+    for (const connection of connections) this.#onConnection(connection);
+  }
+
   async close(): Promise<void> {
     this.#receiver = undefined;
     for (const connection of this.#waiting) connection.destroy();
@@ -58,8 +67,6 @@ export class FrontDoor {
   }
 
   #onConnection(connection: Socket): void {
-    // Before it is passed on nobody reads it: an error can only mean that the client is gone.
-    connection.on("error", () => this.#waiting.delete(connection));
     if (this.#receiver !== undefined) this.#receiver(connection);
     else if (this.#waiting.size < waitingMax) this.#waiting.add(connection);
     else connection.destroy();

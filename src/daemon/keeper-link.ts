@@ -42,8 +42,7 @@ export class KeeperLink {
   }
 
   /** Tells the keeper, if there still is one. */
-  tell(kind: DaemonMessage["kind"]): void {
-    const message: DaemonMessage = { kind };
+  tell(message: DaemonMessage): void {
     if (process.connected) process.send?.(message, undefined, {}, ignore);
   }
 
@@ -59,7 +58,9 @@ export class KeeperLink {
         this.#go.resolve(true);
         return;
       case "connection":
-        if (connection !== undefined) this.#onConnection(connection);
+        if (connection === undefined) return;
+        this.tell({ kind: "accepted", id: message.id });
+        this.#onConnection(connection);
         return;
       case "stop":
       case "detach":

@@ -9,7 +9,7 @@ export type KeeperMessage =
   /** The one before is gone: take over. */
   | { kind: "go" }
   /** Comes with a connection of a client. */
-  | { kind: "connection" }
+  | { kind: "connection"; id: number }
   /** Unmount everything and end. */
   | { kind: "stop" }
   /** Leave everything mounted for the next daemon, and end. */
@@ -21,6 +21,8 @@ export type DaemonMessage =
   | { kind: "loaded" }
   /** Another daemon has the lock; it ends. */
   | { kind: "locked" }
+  /** It has that connection now. */
+  | { kind: "accepted"; id: number }
   /** It serves. */
   | { kind: "ready" }
   /** The FUSE session has ended and cannot be resumed; it ends. */

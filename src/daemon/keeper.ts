@@ -142,6 +142,7 @@ export class Keeper {
     const end = await daemon.ended;
     this.#current = undefined;
     this.#door?.passTo(undefined);
+    this.#door?.takeBack(end.unaccepted);
     return end;
   }
 
@@ -175,14 +176,14 @@ export class Keeper {
   }
 
   async #afterDeath(end: DaemonEnd): Promise<void> {
-    const { pid, code, signal, uptimeMs } = end;
+    const { pid, code, signal, servedMs } = end;
     if (!this.#inUse && code !== null) {
       throw new ClipError("CLOSED", "the daemon could not start", {
         hint: "It has said why, above.",
       });
     }
-    const delayMs = this.#delays.next(uptimeMs);
-    const fields = { pid, code, signal, uptimeMs: Math.round(uptimeMs), delayMs };
+    const delayMs = this.#delays.next(servedMs);
+    const fields = { pid, code, signal, servedMs, delayMs };
     this.#options.log.error(fields, "the daemon has died, another takes its place");
     await delay(delayMs, undefined, { signal: this.#stopping.signal }).catch(() => {});
   }

@@ -24,12 +24,12 @@ export async function runKeptDaemon(config: Config, stored: boolean, log: Log): 
     if (daemon === undefined) early.push(connection);
     else daemon.accept(connection);
   });
-  keeper.tell("loaded");
+  keeper.tell({ kind: "loaded" });
   try {
     if (!(await keeper.go)) return;
     // The lock belongs to the open file, which the keeper and all its daemons share.
     if (!tryLock(lockDescriptor)) {
-      keeper.tell("locked");
+      keeper.tell({ kind: "locked" });
       return;
     }
     const onEnd = () => over.resolve("over");
@@ -37,14 +37,14 @@ export async function runKeptDaemon(config: Config, stored: boolean, log: Log): 
     for (const connection of early) daemon.accept(connection);
     tellServiceManager(stored, log);
     log.info({ address: config.address, root: config.root, mode: daemon.mode }, "clip is ready");
-    keeper.tell("ready");
+    keeper.tell({ kind: "ready" });
     void keeper.lost.then(() => goOnAlone(daemon, log));
     const order = await Promise.race([keeper.end, over.promise]);
     log.info({ order }, "the daemon stops");
-    if (order === "over") keeper.tell("over");
+    if (order === "over") keeper.tell({ kind: "over" });
     await daemon.close({ keepMounts: order === "detach" });
   } catch (error) {
-    if (isClipError(error, "CLOSED")) keeper.tell("over");
+    if (isClipError(error, "CLOSED")) keeper.tell({ kind: "over" });
     throw error;
   } finally {
     keeper.close();

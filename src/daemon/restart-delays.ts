@@ -1,7 +1,7 @@
 /** How long to wait before a daemon that died is started again. */
 
-/** A daemon that ran this long was well: what kills it now is something new. */
-const wellAfterMs = 30_000;
+/** A daemon that served this long was well: what kills it now is something new. */
+const wellAfterMs = 1_000;
 const firstMs = 100;
 const longestMs = 5_000;
 
@@ -9,9 +9,9 @@ const longestMs = 5_000;
 export class RestartDelays {
   #nextMs = 0;
 
-  /** The delay after a daemon that ran for `uptimeMs`. */
-  next(uptimeMs: number): number {
-    if (uptimeMs >= wellAfterMs) this.#nextMs = 0;
+  /** The delay after a daemon that served for `servedMs`. */
+  next(servedMs: number): number {
+    if (servedMs >= wellAfterMs) this.#nextMs = 0;
     const delayMs = this.#nextMs;
     this.#nextMs = delayMs === 0 ? firstMs : Math.min(2 * delayMs, longestMs);
     return delayMs;
