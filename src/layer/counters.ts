@@ -11,6 +11,8 @@ export interface SourceCounters {
   bytes: number;
   /** Fetches that failed. */
   errors: number;
+  /** Fetches of spans that it did not have. */
+  misses: number;
   /** Spans whose digest was wrong. */
   corrupt: number;
   /** Of each fetch, how long its first span took to come. */
@@ -74,7 +76,7 @@ export function sourceCounters(counters: LayerCounters, source: string): SourceC
   let found = counters.sources.get(source);
   if (found === undefined) {
     const latencies = new Latencies();
-    found = { fetches: 0, spans: 0, bytes: 0, errors: 0, corrupt: 0, latencies };
+    found = { fetches: 0, spans: 0, bytes: 0, errors: 0, misses: 0, corrupt: 0, latencies };
     counters.sources.set(source, found);
   }
   return found;

@@ -1,11 +1,11 @@
 /** Fetches the missing spans of one layer: each once, however many readers wait for it. */
-import { hash } from "node:crypto";
-import { ClipError, describeError, isClipError } from "../base/errors.ts";
+import { ClipError, describeError } from "../base/errors.ts";
 import type { LayerFile } from "../cache/layer-file.ts";
 import type { LayerHead } from "../index/model.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { ByteBudget } from "./byte-budget.ts";
-import { sourceCounters, type LayerCounters } from "./counters.ts";
+import type { LayerCounters } from "./counters.ts";
+import { raceSpans } from "./span-race.ts";
 import type { SpanSource } from "./span-source.ts";
 
 /** Most uncompressed bytes that one fetch asks for (but always at least one span). */
@@ -189,7 +189,7 @@ export class SpanFetcher {
       if (this.#closed) throw new ClipError("CLOSED", "the layer is closed");
       release = await this.#budget.acquire(this.#costOf(run), signal);
       signal.throwIfAborted();
-      await this.#fromAnySource(run, flights, writes);
+      await this.#fetchSpans(run, flights, writes);
     } catch (error) {
       // Whoever asks after a failure tries again.
       this.#leave(run, run.first + writes.length);
@@ -210,81 +210,22 @@ export class SpanFetcher {
     return bytes + (this.#head.spans[run.last]?.compressedEnd ?? from) - from;
   }
 
-  async #fromAnySource(run: Run, flights: SpanInFlight[], writes: Promise<void>[]): Promise<void> {
-    let failure: unknown = new ClipError("CORRUPT_LAYER", "the layer has no source");
-    let next = run.first;
-    let candidates = this.#sources;
-    // A source that sent wrong bytes is asked once more: they may have been damaged on the way.
-    for (let round = 0; round < 2 && candidates.length > 0; round++) {
-      const again: SpanSource[] = [];
-      for (const source of candidates) {
-        const counts = sourceCounters(this.#counters, source.name);
-        counts.fetches++;
-        const startedAt = performance.now();
-        const first = next;
-        try {
-          for await (const bytes of this.#verifiedSpans(source, next, run)) {
-            if (next === first) counts.latencies.add(performance.now() - startedAt);
-            counts.spans++;
-            counts.bytes += bytes.length;
-            const flight = flights[next - run.first];
-            next++;
-            if (flight === undefined) continue;
-            flight.resolve(bytes);
-            writes.push(flight.kept);
-          }
-          return;
-        } catch (error) {
-          if (run.controller.signal.aborted) throw error;
-          failure = error;
-          const corrupt = isClipError(error, "CORRUPT_LAYER") || isClipError(error, "CORRUPT_GZIP");
-          if (corrupt) again.push(source);
-          if (corrupt) counts.corrupt++;
-          else counts.errors++;
-          this.#log.warn(
-            {
-              source: source.name,
-              layer: this.#head.layerDigest,
-              span: next,
-              error: describeError(error),
-            },
-            "a span could not be fetched",
-          );
-        }
-      }
-      candidates = again;
+  async #fetchSpans(run: Run, flights: SpanInFlight[], writes: Promise<void>[]): Promise<void> {
+    const spans = raceSpans({
+      head: this.#head,
+      first: run.first,
+      last: run.last,
+      sources: this.#sources,
+      signal: run.controller.signal,
+      counters: this.#counters,
+      log: this.#log,
+    });
+    for await (const bytes of spans) {
+      const flight = flights[writes.length];
+      if (flight === undefined) return;
+      flight.resolve(bytes);
+      writes.push(flight.kept);
     }
-    throw failure;
-  }
-
-  /** The spans from `first` to the end of the run, as they arrive, each checked. */
-  async *#verifiedSpans(source: SpanSource, first: number, run: Run): AsyncGenerator<Buffer> {
-    const { spans } = this.#head;
-    const last = spans[run.last];
-    const start = spans[first]?.checkpoint.uncompressedOffset ?? 0;
-    const end = last === undefined ? start : last.checkpoint.uncompressedOffset + last.length;
-    let at = first;
-    let pieces: Buffer[] = [];
-    let gathered = 0;
-    for await (let piece of source.stream(start, end, run.controller.signal)) {
-      for (;;) {
-        const span = spans[at];
-        if (at > run.last || span === undefined) break;
-        const part = piece.subarray(0, span.length - gathered);
-        piece = piece.subarray(part.length);
-        pieces.push(part);
-        gathered += part.length;
-        if (gathered < span.length) break;
-        const bytes = pieces.length === 1 ? part : Buffer.concat(pieces);
-        if (`sha256:${hash("sha256", bytes)}` !== span.digest) throw wrongSpan(source, at);
-        yield bytes;
-        at++;
-        pieces = [];
-        gathered = 0;
-        if (piece.length === 0) break;
-      }
-    }
-    if (at <= run.last) throw wrongSpan(source, at);
   }
 
   async #keep(span: number, bytes: Buffer): Promise<void> {
@@ -300,10 +241,4 @@ export class SpanFetcher {
       );
     }
   }
-}
-
-function wrongSpan(source: SpanSource, span: number): ClipError {
-  return new ClipError("CORRUPT_LAYER", `${source.name} gave wrong bytes for span ${span}`, {
-    hint: "The layer in the registry or its index is damaged, or something on the way is.",
-  });
 }

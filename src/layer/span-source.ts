@@ -15,6 +15,20 @@ export interface SpanSource {
    * @throws ClipError when they cannot be had
    */
   stream(start: number, end: number, signal: AbortSignal): AsyncIterable<Buffer>;
+  /** What it does not have it leaves out: its stream may end before `end`, at a span boundary. */
+  readonly mayEndEarly?: boolean;
+  /** Told when the span that starts there was wrong. */
+  onWrong?(start: number): void;
+  /** When another source is asked besides; absent: only after it has failed. */
+  readonly patience?: SourcePatience;
+}
+
+/** How long a source may take. */
+export interface SourcePatience {
+  /** Longest wait for the next span, in milliseconds, until another source is asked as well. */
+  milliseconds(): number;
+  /** Told when that has happened. */
+  spent(): void;
 }
 
 /**
