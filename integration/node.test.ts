@@ -4,7 +4,7 @@ import { after, afterEach, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { clip } from "./harness/clip.ts";
 import type { Containerd } from "./harness/containerd.ts";
-import { fixtures, makeMixed } from "./harness/fixtures.ts";
+import { fixtures, makeImplied, makeMixed } from "./harness/fixtures.ts";
 import { pushImage, unpackWithTar, type Image } from "./harness/image.ts";
 import { startRegistry, type TestRegistry } from "./harness/registry.ts";
 import { Sandbox } from "./harness/sandbox.ts";
@@ -65,6 +65,23 @@ describe("a node", () => {
     const name = await pushImage(image, registry.host, "test/mixed");
     const tree = await listTree(await unpackWithTar(image, directory));
     await assertProcessSees(await runInBackground(containerd, name), tree);
+  });
+
+  test("shows directories that only the layers below describe as containerd does", async () => {
+    const { containerd, clip: daemon } = await start();
+    const image = await makeImplied(await sandbox.subdirectory("implied"));
+    const name = await pushImage(image, registry.host, "test/implied");
+    const seen: string[] = [];
+    for (const snapshotter of ["clip", "overlayfs"]) {
+      const command = ["run", "--rm", "--net", "none", name, "sh", "-c"];
+      const list = "busybox stat -c '%n %a %u:%g' /tmp /srv /srv/*; busybox ls -R /srv /tmp";
+      const options = ["--namespace", snapshotter, "--snapshotter", snapshotter];
+      seen.push(await containerd.nerdctl([...options, ...command, list]));
+    }
+    assert.equal(seen[0], seen[1]);
+    assert.match(seen[0] ?? "", /^\/tmp 1777 0:0$/m);
+    const fallbacks = daemon.log().match(/layer_unsupported|parent_not_lazy/g);
+    assert.deepEqual(fallbacks, ["layer_unsupported", "parent_not_lazy"]);
   });
 
   test("lets containerd unpack when it does not know the registry's port", async () => {

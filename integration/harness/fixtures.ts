@@ -244,6 +244,28 @@ export async function makeMixed(directory: string): Promise<Image> {
   ]);
 }
 
+/** Layers with files in directories that only the layers below describe. */
+export async function makeImplied(directory: string): Promise<Image> {
+  const described: TarMember[] = [
+    { name: "srv/plain/", type: "directory" },
+    { name: "srv/shared/", type: "directory", mode: 0o2775, uid: 12, gid: 34 },
+    { name: "srv/owned/", type: "directory", uid: 5, gid: 6, xattrs: { "user.note": "kept" } },
+    { name: "srv/removed/", type: "directory", mode: 0o700 },
+  ];
+  return makeImage([
+    await layerOf(directory, "base", [...(await baseMembers()), ...described]),
+    await layerOf(directory, "same", [
+      ...[{ name: "srv/plain/file" }, { name: "srv/new/deep/file" }],
+      { name: "srv/.wh.removed" },
+    ]),
+    await layerOf(directory, "hidden", [{ name: "srv/removed/file" }]),
+    await layerOf(directory, "other", [
+      ...[{ name: "tmp/file" }, { name: "srv/shared/file" }, { name: "srv/owned/file" }],
+    ]),
+    await layerOf(directory, "top", [{ name: "srv/top" }]),
+  ]);
+}
+
 /** Archives as GNU tar writes them from a directory: its own form and pax, with sparse files. */
 async function makeGnuTar(directory: string): Promise<Image> {
   const layers = [await layerOf(directory, "base", await baseMembers())];
