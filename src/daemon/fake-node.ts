@@ -45,6 +45,7 @@ export function fakeNode(): NodeParts {
         fill: 2,
         pullsRunning: 1,
         pullsWaiting: 3,
+        stores: 0,
         memoryBytes: 1_048_576,
         memoryBytesMax: 134_217_728,
       }),

@@ -70,6 +70,16 @@ export class IndexStore {
     }
   }
 
+  /** The whole index of a layer as it is stored; undefined when there is none. */
+  async encoded(layerDigest: Digest): Promise<Buffer | undefined> {
+    const source = await fileSource(this.#path(layerDigest));
+    try {
+      return await source?.read(0, source.size);
+    } finally {
+      await source?.close?.();
+    }
+  }
+
   /**
    * Keeps an encoded index; it is on disk when this returns.
    * @throws ClipError DISK_FULL, SYSTEM_CALL

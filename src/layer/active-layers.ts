@@ -8,6 +8,7 @@ import type { LayerIndexReader } from "../index/reader.ts";
 import type { Log } from "../telemetry/log.ts";
 import { AlternateSource } from "./alternate-source.ts";
 import type { ByteBudget } from "./byte-budget.ts";
+import type { ClusterTier } from "./cluster/cluster-tier.ts";
 import type { LayerCounters } from "./counters.ts";
 import type { DemandActivity } from "./demand-activity.ts";
 import { LayerBlob } from "./layer-blob.ts";
@@ -33,6 +34,8 @@ export interface ActiveLayersOptions {
   budget: ByteBudget;
   activity: DemandActivity;
   counters: LayerCounters;
+  /** Absent: layers are not shared. */
+  cluster?: ClusterTier;
   log: Log;
   /** Opens the index of another blob of a layer; undefined when there is none. */
   openAlternate: (
@@ -78,8 +81,13 @@ export class ActiveLayers {
     const table = spanTableOf(index.head);
     try {
       const file = await cache.openLayer(record.layerDigest, table);
-      const sources = [this.#registrySource(record, index), this.#alternateSource(record)];
       const { head } = index;
+      const shared = this.#options.cluster?.source(head);
+      const sources = [
+        ...(shared === undefined ? [] : [shared]),
+        this.#registrySource(record, index),
+        this.#alternateSource(record),
+      ];
       const blob = new LayerBlob({ head, file, sources, budget, activity, counters, log });
       const { spanStarts, spanPresent, path: dataPath, size } = file;
       session.addLayer({

@@ -25,6 +25,8 @@ export interface BackgroundFillOptions {
   log: Log;
   /** Reads a layer whose every span is on disk. */
   verify: (blob: LayerBlob, signal: AbortSignal) => Promise<Verification>;
+  /** The whole has matched, and that has been recorded. */
+  onComplete?: (blob: LayerBlob) => void;
   /** Every span matched the layer index, but the whole did not match the diffID. */
   onMismatch: (blob: LayerBlob) => void;
 }
@@ -155,6 +157,7 @@ export class BackgroundFill {
       await file.markComplete();
       counters.completed++;
       log.info({ layer, bytes: file.size }, "the layer is complete");
+      this.#options.onComplete?.(blob);
       return;
     }
     counters.mismatches++;

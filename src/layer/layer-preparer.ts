@@ -5,11 +5,13 @@ import { spanBytesMax } from "../base/limits.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
 import { buildLayerIndex } from "../index/build.ts";
 import { isGzipLayer } from "../index/create.ts";
+import type { PublishedIndex } from "../index/published.ts";
 import type { LayerIndexReader } from "../index/reader.ts";
 import type { IndexStore } from "../index/store.ts";
 import type { Repository } from "../registry/reference.ts";
 import { layerCached, layerMissed } from "../telemetry/events.ts";
 import type { Log } from "../telemetry/log.ts";
+import type { ClusterTier, SharedIndex } from "./cluster/cluster-tier.ts";
 import type { LayerCounters } from "./counters.ts";
 import { splitPaths } from "./implied-directories.ts";
 import type { IndexLookup } from "./index-lookup.ts";
@@ -33,6 +35,10 @@ export interface LayerPreparerOptions {
   metaImages: MetaImages;
   records: LayerRecords;
   counters: LayerCounters;
+  /** Absent: layers are not shared. */
+  cluster?: ClusterTier;
+  /** Layers are filled and checked as a whole after their first use. */
+  checksLater: boolean;
   log: Log;
   /** Uncompressed bytes between two checkpoints of an index that is built here. */
   spanBytes: number;
@@ -115,18 +121,42 @@ export class LayerPreparer {
   async #index(target: LayerTarget, signal: AbortSignal) {
     const local = await this.#localIndex(target);
     if (local !== undefined) return { reader: local, origin: "local index" };
-    const repositories = await repositoriesWithBlob(
-      this.#options.registry,
-      target,
-      signal,
-      this.#options.log,
-    );
-    // The first has the layer. Other hosts are guesses, which may take long to be proved wrong.
-    const onSameHost = repositories.filter(({ host }) => host === repositories[0]?.host);
-    const published = await this.publishedIndex(target, onSameHost, signal);
+    const { cluster, checksLater } = this.#options;
+    // The cluster is asked first and alone only where its word is enough.
+    const shared = cluster?.findIndex(target, signal);
+    shared?.catch(() => {});
+    if (cluster?.signs === true) {
+      const signed = await this.#adoptShared(target, await shared, signal);
+      if (signed !== undefined) return { reader: signed, origin: "signed index" };
+    }
+    const inRegistry = this.#fromRegistry(target, signal);
+    inRegistry.catch(() => {});
+    const published = await inRegistry.then(({ reader }) => reader).catch(() => undefined);
     if (published !== undefined) return { reader: published, origin: "published index" };
+    if (checksLater) {
+      const unsigned = await this.#adoptShared(target, await shared, signal);
+      if (unsigned !== undefined) return { reader: unsigned, origin: "shared index" };
+    }
+    const { repositories } = await inRegistry;
     const reader = await this.#pulls.run(() => this.#pull(target, repositories, signal));
     return { reader, origin: "whole pull" };
+  }
+
+  /** The published index, if there is one, and where the layer can be pulled from. */
+  async #fromRegistry(target: LayerTarget, signal: AbortSignal) {
+    const { registry, log } = this.#options;
+    const repositories = await repositoriesWithBlob(registry, target, signal, log);
+    // The first has the layer. Other hosts are guesses, which may take long to be proved wrong.
+    const onSameHost = repositories.filter(({ host }) => host === repositories[0]?.host);
+    return { repositories, reader: await this.publishedIndex(target, onSameHost, signal) };
+  }
+
+  async #adoptShared(
+    target: LayerTarget,
+    shared: SharedIndex | undefined,
+    signal: AbortSignal,
+  ): Promise<LayerIndexReader | undefined> {
+    return shared === undefined ? undefined : this.#adopt(target, [shared.index], signal);
   }
 
   async #localIndex(target: LayerTarget): Promise<LayerIndexReader | undefined> {
@@ -150,19 +180,27 @@ export class LayerPreparer {
     repositories: readonly Repository[],
     signal: AbortSignal,
   ): Promise<LayerIndexReader | undefined> {
-    const { lookup, indexes, log } = this.#options;
+    const { lookup } = this.#options;
     const published = (await lookup?.find(target, repositories, signal)) ?? [];
-    if (published.length === 0) return undefined;
+    return published.length === 0 ? undefined : this.#adopt(target, published, signal);
+  }
+
+  async #adopt(
+    target: LayerTarget,
+    published: readonly PublishedIndex[],
+    signal: AbortSignal,
+  ): Promise<LayerIndexReader | undefined> {
+    const { indexes, log } = this.#options;
     try {
       const reader = await indexes.adopt(target.layerDigest, published, signal);
       if (isUsable(reader, target)) return reader;
       await reader.close();
-      log.warn({ layer: target.layerDigest }, "the published index does not fit the layer");
+      log.warn({ layer: target.layerDigest }, "an index does not fit the layer");
     } catch (error) {
       if (signal.aborted) throw error;
       log.warn(
         { layer: target.layerDigest, error: describeError(error) },
-        "the published index of a layer cannot be used",
+        "an index of a layer cannot be used",
       );
     }
     return undefined;
@@ -241,6 +279,7 @@ export class LayerPreparer {
         path: cache.dataPath(layerDigest),
         durationMs: Math.round(performance.now() - startedAt),
       });
+      this.#options.cluster?.share({ layerDigest, diffId, size: head.uncompressedSize });
       return reader;
     } catch (error) {
       counters.wholePullErrors++;

@@ -28,6 +28,8 @@ export interface LayerQueues {
   pullsRunning: number;
   /** Whole pulls that wait for their turn. */
   pullsWaiting: number;
+  /** Layers that wait to be stored in the content cache, or are being stored. */
+  stores: number;
   /** Bytes in memory for spans on their way, and their limit. */
   memoryBytes: number;
   memoryBytesMax: number;

@@ -2,6 +2,7 @@
 import type { IndexStore } from "../index/store.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { LayerSession } from "./active-layers.ts";
+import type { ClusterOptions } from "./cluster/cluster-options.ts";
 import type { FindLayerIndexes } from "./index-lookup.ts";
 import type { MountMode } from "./mount-mode.ts";
 import type { LayerRegistry } from "./places.ts";
@@ -22,6 +23,8 @@ export interface LayersOptions {
   indexes: IndexStore;
   /** Lists published indexes; absent: they are not looked for. */
   findIndexes?: FindLayerIndexes;
+  /** The content cache; absent: layers are not shared with other nodes. */
+  cluster?: ClusterOptions;
   mode: MountMode;
   /** Keep what a layer has below /proc, /sys and /dev. Default: false. */
   keepRuntimeDirectories?: boolean;

@@ -9,6 +9,8 @@ import type { Log } from "../telemetry/log.ts";
 import { ActiveLayers } from "./active-layers.ts";
 import { BackgroundFill } from "./background-fill.ts";
 import { ByteBudget } from "./byte-budget.ts";
+import type { ClusterCounters } from "./cluster/cluster-options.ts";
+import { ClusterTier } from "./cluster/cluster-tier.ts";
 import { newLayerCounters, type LayerCounters } from "./counters.ts";
 import { DemandActivity } from "./demand-activity.ts";
 import { differingDirectory } from "./implied-directories.ts";
@@ -48,6 +50,7 @@ export class Layers {
   readonly #parts: LayerParts;
   readonly #active: ActiveLayers;
   readonly #fill: BackgroundFill | undefined;
+  readonly #cluster: ClusterTier | undefined;
   readonly #ensuring = new SharedWork<number>();
   /** Preparing, mounting and releasing of one layer exclude each other; by diffID. */
   readonly #queue = new KeyedQueue();
@@ -78,7 +81,24 @@ export class Layers {
     });
     this.#lookup =
       findIndexes === undefined ? undefined : new IndexLookup({ find: findIndexes, log });
+    const activity = new DemandActivity();
+    this.#cluster =
+      options.cluster === undefined
+        ? undefined
+        : new ClusterTier({
+            ...options.cluster,
+            queuePath: join(root, "stores.db"),
+            layers: {
+              completePath: ({ layerDigest, size }) => cache.completePath(layerDigest, size),
+              knows: ({ layerDigest, diffId }) =>
+                records.byDiffId(diffId)?.layerDigest === layerDigest,
+            },
+            ...{ indexes, activity, log },
+          });
+    const cluster = this.#cluster === undefined ? {} : { cluster: this.#cluster };
     this.#preparer = new LayerPreparer({
+      ...cluster,
+      checksLater: options.backgroundFillDelayMs !== undefined,
       registry,
       indexes,
       ...(this.#lookup === undefined ? {} : { lookup: this.#lookup }),
@@ -99,8 +119,8 @@ export class Layers {
       cache,
       log,
     });
-    const activity = new DemandActivity();
     this.#active = new ActiveLayers({
+      ...cluster,
       session,
       registry,
       cache,
@@ -123,6 +143,8 @@ export class Layers {
             counters,
             log,
             verify: (blob, signal) => this.#verify(blob, signal),
+            onComplete: ({ head: { layerDigest, diffId, uncompressedSize: size } }) =>
+              this.#cluster?.share({ layerDigest, diffId, size }),
             onMismatch: (blob) => void this.#condemn(blob),
           });
   }
@@ -142,6 +164,11 @@ export class Layers {
     const layers = new Layers(options, cache);
     await layers.#start();
     return layers;
+  }
+
+  /** What has been done for the cluster; undefined where layers are not shared. */
+  get clusterCounters(): ClusterCounters | undefined {
+    return this.#cluster?.counters;
   }
 
   /** Starts what a layer needs, if it is not there; never fails. */
@@ -214,7 +241,11 @@ export class Layers {
 
   /** How it stands with each layer, one after the other, so that nothing urgent has to wait. */
   async status(): Promise<LayerStatus[]> {
-    const sources = { cache: this.#cache, metaImages: this.#metaImages, active: this.#active };
+    const sources = {
+      cache: this.#cache,
+      metaImages: this.#metaImages,
+      active: this.#active,
+    };
     const all: LayerStatus[] = [];
     for (const record of this.#records.all()) all.push(await layerStatus(record, sources));
     return all;
@@ -228,6 +259,7 @@ export class Layers {
       fill: this.#fill?.queued ?? 0,
       pullsRunning: running,
       pullsWaiting: waiting,
+      stores: this.#cluster?.storesWaiting ?? 0,
       memoryBytes: used,
       memoryBytesMax: limit,
     };
@@ -270,6 +302,7 @@ export class Layers {
   async close({ keepMounts = false } = {}): Promise<void> {
     await Promise.all([this.#ensuring.close(), this.#lookup?.close(), this.#fill?.close()]);
     await this.#queue.idle();
+    await this.#cluster?.close();
     if (!keepMounts) await this.#mounts.releaseAll();
     await this.#active.close();
     await this.#parts.close();
@@ -285,6 +318,7 @@ export class Layers {
     await this.#metaImages.open(digests);
     await this.#cache.sweep(digests);
     await Promise.all(this.#mounts.servedByFuse().map((number) => this.#resume(number)));
+    this.#cluster?.start();
   }
 
   /** Serves a layer again that someone may have mounted; one that cannot be does not keep others. */
@@ -369,6 +403,7 @@ export class Layers {
     const { layerDigest, diffId } = blob.head;
     blob.condemn(new ClipError("CORRUPT_LAYER", `${layerDigest} does not match its diffID`));
     await this.#options.indexes.remove(layerDigest);
+    await this.#cluster?.distrust(blob.head);
     const record = this.#records.byDiffId(diffId);
     if (record !== undefined) await this.#queue.run(diffId, () => this.#remove(record));
   }

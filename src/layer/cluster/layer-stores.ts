@@ -1,0 +1,199 @@
+/** Stores layers in the content cache, one after the other, behind the readers. */
+import { describeError, isClipError } from "../../base/errors.ts";
+import {
+  isWorthRetrying,
+  type ContentCache,
+  type StoreOutcome,
+} from "../../cache/content/content-cache.ts";
+import { bufferSource } from "../../cache/content/content-source.ts";
+import type { IndexStore } from "../../index/store.ts";
+import { storeBegun, storeDone, storeFailed, storeQueued } from "../../telemetry/events.ts";
+import type { Log } from "../../telemetry/log.ts";
+import type { DemandActivity } from "../demand-activity.ts";
+import type { ClusterCounters, SharedLayer } from "./cluster-options.ts";
+import { layerContent } from "./layer-content.ts";
+import { sealIndex, sharedIndexBytesMax } from "./sealed-index.ts";
+import type { SharedObjects } from "./shared-objects.ts";
+import type { QueuedStore, StoreQueue } from "./store-queue.ts";
+
+/** First and longest wait after a failure; it doubles in between. */
+const backoffMsMin = 1_000;
+const backoffMsMax = 5 * 60_000;
+/** How long a layer is tried to be stored. */
+const patienceMs = 24 * 3600 * 1000;
+
+/** The layers on this node's disk. */
+export interface LocalLayers {
+  /** The file of a layer of which every byte is there and has matched. */
+  completePath(layer: SharedLayer): Promise<string | undefined>;
+  /** Whether the node still has the layer, complete or not. */
+  knows(layer: SharedLayer): boolean;
+}
+
+/** What {@link LayerStores} is made with. */
+export interface LayerStoresOptions {
+  /** Closed with the stores. */
+  queue: StoreQueue;
+  cache: ContentCache;
+  objects: SharedObjects;
+  layers: LocalLayers;
+  indexes: IndexStore;
+  activity: DemandActivity;
+  indexKey: Buffer | undefined;
+  bytesPerSecond: number | undefined;
+  counters: ClusterCounters;
+  log: Log;
+  /** Shortest wait after a failure, for tests. */
+  backoffMsMin?: number;
+}
+
+/** Works off a {@link StoreQueue}. */
+export class LayerStores {
+  readonly #options: LayerStoresOptions;
+  readonly #closing = new AbortController();
+  #timer: NodeJS.Timeout | undefined;
+  #running: Promise<void> | undefined;
+
+  constructor(options: LayerStoresOptions) {
+    this.#options = options;
+  }
+
+  /** Layers that wait to be stored, or are being stored. */
+  get length(): number {
+    return this.#options.queue.length;
+  }
+
+  /** Begins with what an earlier run left. */
+  start(): void {
+    this.#arm();
+  }
+
+  /** Has a layer stored; that is on disk when this returns. */
+  add(layer: SharedLayer, replace: boolean): void {
+    if (this.#closing.signal.aborted) return;
+    const { queue, objects, counters, log } = this.#options;
+    storeQueued(log, objects.logged(layer), { bytes: layer.size });
+    for (const dropped of queue.add(layer, replace, Date.now())) {
+      this.#logDropped(dropped, "too many layers wait to be stored");
+      counters.storesDropped++;
+    }
+    this.#arm();
+  }
+
+  /** Stops; what has not been stored is stored in the next run. */
+  async close(): Promise<void> {
+    this.#closing.abort();
+    clearTimeout(this.#timer);
+    await this.#running;
+    this.#options.queue.close();
+  }
+
+  #arm(): void {
+    clearTimeout(this.#timer);
+    if (this.#running !== undefined || this.#closing.signal.aborted) return;
+    const first = this.#options.queue.first();
+    if (first === undefined) return;
+    const waitMs = Math.min(Math.max(0, first.dueAt - Date.now()), backoffMsMax);
+    this.#timer = setTimeout(() => this.#startFirst(), waitMs).unref();
+  }
+
+  #startFirst(): void {
+    const first = this.#options.queue.first();
+    if (first === undefined || first.dueAt > Date.now()) return this.#arm();
+    this.#running = this.#run(first).finally(() => {
+      this.#running = undefined;
+      this.#arm();
+    });
+  }
+
+  async #run(entry: QueuedStore): Promise<void> {
+    const { queue, objects, counters, log } = this.#options;
+    const startedAt = performance.now();
+    const durationMs = () => Math.round(performance.now() - startedAt);
+    const bytes = entry.size;
+    try {
+      const outcome = await this.#store(entry);
+      if (outcome === "postponed") {
+        this.#postpone(entry);
+        return;
+      }
+      queue.remove(entry);
+      if (outcome === "gone") return this.#drop(entry, "the layer is not on this node any more");
+      if (outcome === "refused") return this.#drop(entry, "no cache takes a layer of its size");
+      if (outcome === "stored") counters.stored++;
+      else counters.alreadyStored++;
+      if (outcome === "stored" && entry.replace) counters.repaired++;
+      objects.forget(objects.layerKey(entry));
+      const stored = outcome === "stored";
+      storeDone(log, objects.logged(entry), { bytes, durationMs: durationMs(), stored });
+    } catch (error) {
+      if (this.#closing.signal.aborted) return;
+      counters.storeErrors++;
+      const fields = { bytes, durationMs: durationMs(), error: describeError(error) };
+      const isSource = isClipError(error, "CORRUPT_LAYER") || isClipError(error, "CORRUPT_INDEX");
+      if (isSource || Date.now() - entry.queuedAt > patienceMs) {
+        storeFailed(log, objects.logged(entry), fields);
+        queue.remove(entry);
+        this.#drop(entry, isSource ? "what this node has is damaged" : "it was tried for long");
+        return;
+      }
+      const retryMs = this.#postpone(entry, isWorthRetrying(error));
+      storeFailed(log, objects.logged(entry), { ...fields, retryMs });
+    }
+  }
+
+  async #store(entry: QueuedStore): Promise<StoreOutcome | "gone" | "postponed"> {
+    const { cache, objects, layers, indexes, activity, log } = this.#options;
+    const path = await layers.completePath(entry);
+    // It may become complete yet: after a crash, or when spans of it have been evicted.
+    if (path === undefined) return layers.knows(entry) ? "postponed" : "gone";
+    const { signal } = this.#closing;
+    const reader = await indexes.open(entry.layerDigest);
+    if (reader === undefined) return "gone";
+    try {
+      const { head } = reader;
+      storeBegun(log, objects.logged(entry), { path });
+      const options = { signal, replace: entry.replace };
+      await this.#storeIndex(entry, options);
+      const makeWay = (inner: AbortSignal) => activity.quiet(inner);
+      const { bytesPerSecond } = this.#options;
+      const source = layerContent({ path, head, makeWay, bytesPerSecond });
+      return await cache.store(objects.layerKey(entry), source, options);
+    } finally {
+      await reader.close();
+    }
+  }
+
+  /** First: from then on other nodes can be lazy, be it with the registry. */
+  async #storeIndex(
+    { layerDigest }: QueuedStore,
+    options: { signal: AbortSignal; replace: boolean },
+  ): Promise<void> {
+    const { cache, objects, indexes, indexKey } = this.#options;
+    const encoded = await indexes.encoded(layerDigest);
+    if (encoded === undefined || encoded.length > sharedIndexBytesMax) return;
+    const sealed = sealIndex(layerDigest, encoded, indexKey);
+    await cache.store(objects.indexKey(layerDigest), bufferSource(sealed), options);
+    objects.forget(objects.indexKey(layerDigest));
+  }
+
+  /** @returns how long it waits */
+  #postpone(entry: QueuedStore, soon = true): number {
+    const first = this.#options.backoffMsMin ?? backoffMsMin;
+    const backoffMs = Math.min(first * 2 ** Math.min(entry.attempts, 20), backoffMsMax);
+    // Nodes that failed together must not come back together.
+    const retryMs = Math.round((soon ? backoffMs : backoffMsMax) * (0.5 + Math.random() / 2));
+    this.#options.queue.postpone(entry, Date.now() + retryMs);
+    return retryMs;
+  }
+
+  #drop(entry: QueuedStore, reason: string): void {
+    this.#options.counters.storesDropped++;
+    this.#logDropped(entry, reason);
+  }
+
+  #logDropped(entry: QueuedStore, reason: string): void {
+    const { objects, log } = this.#options;
+    log.warn({ ...objects.logged(entry), bytes: entry.size, reason }, "a layer will not be stored");
+  }
+}
