@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtempSync, rmSync } from "node:fs";
+import { chmodSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
@@ -29,5 +29,17 @@ test("a transaction that throws leaves nothing behind", () => {
     }),
   );
   assert.equal(database.prepare("SELECT count(*) AS n FROM t").get()?.["n"], 0);
+  database.close();
+});
+
+test("nobody but the owner may read a database, its log or its shared memory", () => {
+  const path = join(directory, "c.db");
+  openDatabase(path, ["CREATE TABLE t (x INTEGER)"]).close();
+  chmodSync(path, 0o644);
+  const database = openDatabase(path, ["CREATE TABLE t (x INTEGER)"]);
+  database.exec("INSERT INTO t VALUES (1)");
+  const files = readdirSync(directory).filter((name) => name.startsWith("c.db"));
+  assert.equal(files.length, 3);
+  for (const name of files) assert.equal(statSync(join(directory, name)).mode & 0o777, 0o600);
   database.close();
 });

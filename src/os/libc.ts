@@ -60,19 +60,16 @@ export function wallClockNanoseconds(): bigint {
 }
 
 /**
- * Frees the blocks of `length` bytes at `offset`; they read as zeros afterwards.
+ * Frees the blocks of `length` bytes at `offset`, on a thread of its own; they read as zeros
+ * afterwards.
  * @throws ClipError SYSTEM_CALL
  */
-export function punchHole(fd: number, offset: number, length: number): void {
+export async function punchHole(fd: number, offset: number, length: number): Promise<void> {
   const FALLOC_FL_KEEP_SIZE = 1;
   const FALLOC_FL_PUNCH_HOLE = 2;
-  const result: unknown = fallocateCall(
-    fd,
-    FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
-    offset,
-    length,
-  );
-  if (result !== 0) throw systemCallError("fallocate", koffi.errno(), `fd ${fd}`);
+  const mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE;
+  const errno = await callAsync(fallocateCall, [fd, mode, offset, length]);
+  if (errno !== 0) throw systemCallError("fallocate", errno, `fd ${fd}`);
 }
 
 /**
