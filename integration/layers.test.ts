@@ -217,6 +217,19 @@ for (const mode of ["erofs", "fuse"] as const) {
         assert.equal(registry.requests.length, 0, "the kept index is enough");
       });
     });
+
+    test("a layer that is asked for while it is being made ready is not let go", async () => {
+      const target = await push(`wanted-${mode}`, true);
+      await onNode(`wanted-${mode}`, { mode }, async ({ layers }) => {
+        const number = await layers.ensure(target);
+        const again = layers.ensure(target);
+        const released = layers.release(number);
+        assert.equal(await again, number);
+        await released;
+        const { path } = await layers.mount(number);
+        assert.equal(await run("cat", [join(path, "etc/os-release")]), "NAME=test");
+      });
+    });
   });
 }
 

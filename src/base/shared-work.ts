@@ -38,6 +38,11 @@ export class SharedWork<Value> {
     }
   }
 
+  /** How many pieces of work are under way. */
+  get size(): number {
+    return this.#running.size;
+  }
+
   /** Gives everything up and waits for it to end. */
   async close(): Promise<void> {
     this.#closed = true;

@@ -102,6 +102,12 @@ test("a lookup in a tree keeps presence and absence for years", () => {
   assert.ok(absent.readBigUInt64LE(16) > 10_000_000n);
 });
 
+test("nobody but root looks into layers where they are served", () => {
+  const { state } = setUp();
+  const root = bodyOf(ask(state, opcode.GETATTR, 1));
+  assert.equal(root.readUInt32LE(16 + 60), 0o040500);
+});
+
 test("whatever belongs to a layer that is gone is stale", () => {
   const state = fixtures.makeState([]);
   for (const code of [opcode.LOOKUP, opcode.GETATTR, opcode.OPEN, opcode.READ, opcode.READDIR]) {

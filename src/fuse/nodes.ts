@@ -91,7 +91,8 @@ export function rootAttributes(state: HandlerState): Attributes {
   return {
     nodeId: rootNodeId,
     size: 0,
-    mode: typeDirectory | 0o555,
+    // As a snapshotter's directories: what is in the layers (setuid programs) is not for everyone.
+    mode: typeDirectory | 0o500,
     links: 2,
     uid: 0,
     gid: 0,

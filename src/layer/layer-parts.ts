@@ -33,6 +33,8 @@ export class LayerParts {
   /** Indexes of layers that have been made ready and not been used yet; may not be on disk yet. */
   readonly #freshIndexes = new Map<number, LayerIndexReader>();
 
+  readonly #stopping = new AbortController();
+
   constructor(options: LayerPartsOptions) {
     this.#options = options;
   }
@@ -109,13 +111,19 @@ export class LayerParts {
     this.#freshIndexes.delete(number);
   }
 
+  /** Gives up making layers ready again. */
+  stop(): void {
+    this.#stopping.abort();
+  }
+
   async close(): Promise<void> {
     for (const number of [...this.#freshIndexes.keys()]) await this.forget(number);
   }
 
   async #prepareAgain(record: LayerRecord): Promise<void> {
     const target = this.#targetOf(record, record.layerDigest);
-    await this.prepare(target, AbortSignal.timeout(recoveryMs));
+    const signal = AbortSignal.any([this.#stopping.signal, AbortSignal.timeout(recoveryMs)]);
+    await this.prepare(target, signal);
   }
 
   async #openIndex(layerDigest: Digest): Promise<LayerIndexReader | undefined> {

@@ -145,7 +145,10 @@ export class Layers {
             verify: (blob, signal) => this.#verify(blob, signal),
             onComplete: ({ head: { layerDigest, diffId, uncompressedSize: size } }) =>
               this.#cluster?.share({ layerDigest, diffId, size }),
-            onMismatch: (blob) => void this.#condemn(blob),
+            onMismatch: (blob) =>
+              void this.#condemn(blob).catch((error: unknown) => {
+                log.error({ error: describeError(error) }, "a wrong layer could not be let go");
+              }),
           });
   }
 
@@ -187,9 +190,15 @@ export class Layers {
    * @throws ClipError LAYER_UNSUPPORTED, REGISTRY_*, CORRUPT_*, LIMIT_EXCEEDED, DISK_FULL, ABORTED
    */
   async ensure(target: LayerTarget, signal?: AbortSignal): Promise<number> {
+    const work = async (shared: AbortSignal) => {
+      const ready = await this.#ensureNow(target, shared);
+      // A release that waits behind this must find it wanted.
+      this.#wantedAt.set(ready, ++this.#clock);
+      return ready;
+    };
     const number = await this.#ensuring.run(
       target.diffId,
-      (shared) => this.#queue.run(target.diffId, () => this.#ensureNow(target, shared)),
+      (shared) => this.#queue.run(target.diffId, () => work(shared)),
       signal,
     );
     // Others may have asked for the same layer with other repositories.
@@ -241,11 +250,7 @@ export class Layers {
 
   /** How it stands with each layer, one after the other, so that nothing urgent has to wait. */
   async status(): Promise<LayerStatus[]> {
-    const sources = {
-      cache: this.#cache,
-      metaImages: this.#metaImages,
-      active: this.#active,
-    };
+    const sources = { cache: this.#cache, metaImages: this.#metaImages, active: this.#active };
     const all: LayerStatus[] = [];
     for (const record of this.#records.all()) all.push(await layerStatus(record, sources));
     return all;
@@ -283,11 +288,16 @@ export class Layers {
     }
   }
 
+  /** The numbers of all layers that are known. */
+  numbers(): number[] {
+    return this.#records.all().map(({ number }) => number);
+  }
+
   /** Lets every layer go whose number is not among `inUse`: a crash may have left such. */
   async releaseUnused(inUse: Iterable<number>): Promise<void> {
     const used = new Set(inUse);
-    const unused = this.#records.all().filter(({ number }) => !used.has(number));
-    await Promise.all(unused.map(({ number }) => this.release(number)));
+    const unused = this.numbers().filter((number) => !used.has(number));
+    await Promise.all(unused.map((number) => this.release(number)));
   }
 
   /** Answers a read that the FUSE threads handed over. */
@@ -300,6 +310,7 @@ export class Layers {
    * over by the next run; whoever uses one keeps it. The FUSE session is not touched.
    */
   async close({ keepMounts = false } = {}): Promise<void> {
+    this.#parts.stop();
     await Promise.all([this.#ensuring.close(), this.#lookup?.close(), this.#fill?.close()]);
     await this.#queue.idle();
     await this.#cluster?.close();

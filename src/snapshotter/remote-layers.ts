@@ -19,6 +19,8 @@ export interface RemoteLayers {
   checkOver(layer: number, below: readonly number[]): Promise<void>;
   /** What of a layer is on this node's disk. Downloads nothing. */
   usage(layer: number): Promise<SnapshotUsage>;
+  /** The numbers of all layers that are known. */
+  numbers(): number[];
   /** No snapshot refers to the layer any more. */
   release(layer: number): void;
 }

@@ -19,6 +19,7 @@ after(() => rmSync(directory, { recursive: true, force: true }));
 /** Layers that exist at once, unless a test says otherwise. */
 class FakeLayers implements RemoteLayers {
   readonly calls: string[] = [];
+  readonly known = new Set<number>();
   readonly path: string;
   ensureHook: (target: LayerTarget, signal: AbortSignal) => Promise<void> = () => Promise.resolve();
   mountHook: () => void = () => {};
@@ -31,6 +32,7 @@ class FakeLayers implements RemoteLayers {
 
   prefetch(target: LayerTarget): void {
     this.calls.push(`prefetch ${numberOf(target)}`);
+    this.known.add(numberOf(target));
   }
 
   async ensure(target: LayerTarget, signal: AbortSignal): Promise<number> {
@@ -53,8 +55,13 @@ class FakeLayers implements RemoteLayers {
     return Promise.resolve({ bytes: layer * 512, inodes: layer });
   }
 
+  numbers(): number[] {
+    return [...this.known];
+  }
+
   release(layer: number): void {
     this.calls.push(`release ${layer}`);
+    this.known.delete(layer);
   }
 }
 
@@ -312,6 +319,28 @@ test("a crash between layer and snapshot leaves nothing that stands in the way",
   assert.deepEqual((await again.prepare(base, "")).found, found);
   lost.abort();
   await call;
+});
+
+test("layers that were made ready in vain are released in time, but not during a pull", async (context) => {
+  context.mock.timers.enable({ apis: ["setInterval"] });
+  const { prepare, layers } = await start(context);
+  const sweep = () => context.mock.timers.tick(10 * 60_000);
+  const released = () => layers.calls.filter((call) => call.startsWith("release"));
+  const { found } = await prepare(base, "");
+  const gate = Promise.withResolvers<void>();
+  layers.ensureHook = () => gate.promise;
+  const slow = prepare(middle, found?.name ?? "");
+  await new Promise(setImmediate);
+  sweep();
+  sweep();
+  sweep();
+  assert.deepEqual(released(), []);
+  gate.reject(new ClipError("REGISTRY_UNAVAILABLE", "no"));
+  await slow;
+  sweep();
+  assert.deepEqual(released(), []);
+  sweep();
+  assert.deepEqual(released(), ["release 2", "release 3"]);
 });
 
 test("a layer is released when its last snapshot goes, and only then", async (context) => {

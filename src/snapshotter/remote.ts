@@ -52,6 +52,8 @@ export class RemoteHandshake {
   readonly #prefetched = new PrefetchRecord();
   // Layers that are ready, but not yet referred to by the snapshot that is being made.
   readonly #pinned = new Map<number, number>();
+  // Layers that nothing referred to at the last sweep.
+  #unused: ReadonlySet<number> = new Set();
 
   constructor({ store, layers, resolver, log }: RemoteOptions) {
     this.#store = store;
@@ -75,10 +77,21 @@ export class RemoteHandshake {
     return this.#work.run(key, (shared) => this.#establish(request, shared), signal);
   }
 
+  /**
+   * Gives back layers that have been made ready for longer than from the sweep before to this one,
+   * and that no snapshot has come to refer to: their image fell back, or its pull was given up.
+   */
+  sweep(): void {
+    // A pull that takes long needs the upper layers in the end.
+    const unused =
+      this.#work.size > 0 ? [] : this.#layers.numbers().filter((layer) => !this.#isUsed(layer));
+    for (const layer of unused) if (this.#unused.has(layer)) this.releaseUnused(layer);
+    this.#unused = new Set(unused);
+  }
+
   /** To be told that a snapshot that referred to `layer` is gone. */
   releaseUnused(layer: number): void {
-    if (this.#store.layerReferences(layer) > 0 || this.#pinned.has(layer)) return;
-    this.#layers.release(layer);
+    if (!this.#isUsed(layer)) this.#layers.release(layer);
   }
 
   /** Gives up what is under way, and waits for it to end. */
@@ -144,6 +157,10 @@ export class RemoteHandshake {
     if (name === "") return [];
     const snapshot = this.#store.get(name);
     return [snapshot, ...this.#store.ancestors(snapshot)].flatMap(({ layer }) => layer ?? []);
+  }
+
+  #isUsed(layer: number): boolean {
+    return this.#store.layerReferences(layer) > 0 || this.#pinned.has(layer);
   }
 
   #unpin(layer: number): void {

@@ -190,6 +190,7 @@ test("a cancelled Prepare aborts what it waits for; closing does so at its deadl
       checkOver: unused,
       mount: unused,
       usage: unused,
+      numbers: unused,
       release: unused,
     },
   };

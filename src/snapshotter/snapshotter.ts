@@ -40,6 +40,9 @@ export interface PrepareRequest {
 /** How long the usage of a snapshot that is being written may be out of date. */
 const usageKeptMs = 10_000;
 
+/** How often layers are looked for that were made ready in vain. */
+const sweepMs = 10 * 60_000;
+
 /** Reasons that are as things should be, and the one that is clip's own fault. */
 const fallbackLevels: Partial<Record<FallbackReason, "info" | "error">> = {
   content_local: "info",
@@ -56,6 +59,7 @@ export class Snapshotter {
   readonly #meter = new UsageMeter(usageKeptMs);
   readonly #log: Log;
   readonly #onFallback: (reason: FallbackReason) => void;
+  readonly #sweeping: NodeJS.Timeout;
 
   private constructor(
     { remote, log, onFallback }: SnapshotterOptions,
@@ -68,6 +72,7 @@ export class Snapshotter {
     this.#handshake = remote && new RemoteHandshake({ ...remote, store, log });
     this.#log = log;
     this.#onFallback = onFallback ?? (() => {});
+    this.#sweeping = setInterval(() => this.#handshake?.sweep(), sweepMs).unref();
   }
 
   /** Opens the snapshots below `root`, and begins to delete what belongs to none of them. */
@@ -186,6 +191,7 @@ export class Snapshotter {
 
   /** Stops what runs in the background and closes the table. No call may be open any more. */
   async close(): Promise<void> {
+    clearInterval(this.#sweeping);
     await this.#handshake?.close();
     this.#meter.close();
     await this.#directories.close();
