@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { ClipError, describeError } from "../base/errors.ts";
 import { DiskCache } from "../cache/disk-cache.ts";
 import { ErofsReader } from "../erofs/reader.ts";
-import { treeName, type FuseReadRequest } from "../fuse/session.ts";
+import { blobName, treeName, type FuseReadRequest } from "../fuse/session.ts";
 import type { Log } from "../telemetry/log.ts";
 import { ActiveLayers } from "./active-layers.ts";
 import { BackgroundFill } from "./background-fill.ts";
@@ -372,7 +372,7 @@ export class Layers {
       return path;
     }
     const blob = await this.#activate(record);
-    const device = join(this.#options.fuseMountpoint, String(number));
+    const device = join(this.#options.fuseMountpoint, blobName(number));
     await this.#mounts.mount(number, image, device, "fuse");
     if (blob !== undefined) this.#fill?.schedule(blob);
     return path;
