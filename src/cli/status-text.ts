@@ -77,7 +77,7 @@ function workRows({ reads, hitRatio, wholePulls, fallbacks, queues }: NodeStatus
   const reasons = Object.entries(fallbacks).map(
     ([reason, count]) => `${count} ${reason.replaceAll("_", " ")}`,
   );
-  const { fill, pullsRunning, pullsWaiting, memoryBytes, memoryBytesMax } = queues;
+  const { fill, stores, pullsRunning, pullsWaiting, memoryBytes, memoryBytesMax } = queues;
   return [
     [
       "hit ratio",
@@ -94,6 +94,7 @@ function workRows({ reads, hitRatio, wholePulls, fallbacks, queues }: NodeStatus
         `${wholePulls.failed} failed, ${pullsRunning} running, ${pullsWaiting} waiting`,
     ],
     ["to fill", `${fill} layers`],
+    ["to store", `${stores} layers`],
     ["memory", `${formatBytes(memoryBytes)} of ${formatBytes(memoryBytesMax)} for spans`],
     ["fallbacks", reasons.length === 0 ? "none" : reasons.join(", ")],
   ];

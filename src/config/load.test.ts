@@ -3,6 +3,7 @@ import { readFile } from "node:fs/promises";
 import { test } from "node:test";
 import fc from "fast-check";
 import { isClipError } from "../base/errors.ts";
+import { contentCacheSchema } from "./content-cache.ts";
 import { formatConfig, loadConfig, parseConfig } from "./load.ts";
 
 test("an empty file gives the defaults", () => {
@@ -25,7 +26,15 @@ test("config/clip.toml shows every key with its default", async () => {
     "mirrors",
   ]);
   assert.equal(shown.metrics.address, "127.0.0.1:9123");
-  const defaults = { ...shown, metrics: {}, registry: { ...registry, host: [] } };
+  assert.deepEqual(
+    shown.contentCache.map(({ kind }) => kind),
+    ["directory", "redis", "s3"],
+  );
+  const { storeBytesPerSecondMax, indexKeyFile, ...sharing } = shown.sharing;
+  assert.equal(storeBytesPerSecondMax, 50_000_000);
+  assert.equal(indexKeyFile, "/etc/clip-snapshotter/index.key");
+  const optional = { metrics: {}, registry: { ...registry, host: [] }, contentCache: [], sharing };
+  const defaults = { ...shown, ...optional };
   assert.deepEqual(defaults, parseConfig("", "test"));
 });
 
@@ -37,6 +46,17 @@ test("flags override the file", () => {
   assert.equal(config.root, "/b");
   assert.equal(config.mount.mode, "fuse");
   assert.equal(config.containerd.address, "/c.sock");
+});
+
+test("every key of content caches is shown in config/clip.toml", async () => {
+  const text = await readFile(new URL("../../config/clip.toml", import.meta.url), "utf8");
+  const { contentCache } = parseConfig(text.replace(/^#(?=\S+ = |\[)/gm, ""), "config/clip.toml");
+  const common = Object.keys(contentCache.find(({ kind }) => kind === "directory") ?? {});
+  for (const schema of contentCacheSchema.options) {
+    const shown = contentCache.find(({ kind }) => kind === schema.entries.kind.literal) ?? {};
+    const all = new Set([...Object.keys(shown), ...common]);
+    for (const key of Object.keys(schema.entries)) assert.ok(all.has(key), key);
+  }
 });
 
 test("the shown configuration reads back as itself", () => {
@@ -53,6 +73,13 @@ for (const [what, text, message] of [
     "a key of a registry host",
     '[[registry.host]]\nname = "a"\nplain_http = 1',
     /host\.0\.plain_http/,
+  ],
+  ["a content cache of no kind", "[[content_cache]]\nkind = 'tape'", /content_cache\.0\.kind/],
+  ["a directory without a path", "[[content_cache]]\nkind = 'directory'", /content_cache\.0\.path/],
+  [
+    "a key of another kind",
+    "[[content_cache]]\nkind = 'directory'\npath = '/a'\nbucket = 'b'",
+    /content_cache\.0\.bucket/,
   ],
   ["no TOML", "root = ", /not TOML/],
 ] as const) {

@@ -4,17 +4,15 @@
  */
 import * as v from "valibot";
 import { logLevels } from "../telemetry/log.ts";
+import { contentCacheSchema, sharingSchema } from "./content-cache.ts";
+import { count, milliseconds, path } from "./values.ts";
 
 const MiB = 1024 * 1024;
 
-const path = v.pipe(v.string(), v.startsWith("/", "must be an absolute path"));
-const count = (min: number, max: number) =>
-  v.pipe(v.number(), v.integer(), v.minValue(min), v.maxValue(max));
 const tcpAddress = v.pipe(
   v.string(),
   v.regex(/^(\[[0-9a-fA-F:.]+\]|[^:\s]+):\d{1,5}$/, "must be host:port"),
 );
-const milliseconds = count(1, 24 * 3600 * 1000);
 
 const registryHost = v.strictObject({
   /** Host as it stands in image names, with its port. */
@@ -116,6 +114,9 @@ export const configSchema = v.strictObject({
     }),
     {},
   ),
+  /** Caches that the nodes of a cluster share, nearest first; none: layers are not shared. */
+  contentCache: v.optional(v.array(contentCacheSchema), []),
+  sharing: v.optional(sharingSchema, {}),
 });
 
 /** The effective configuration. */

@@ -7,6 +7,7 @@ import { ImageResolver } from "../containerd/image-resolver.ts";
 import { attachConnection, openFuseSession, type FuseSession } from "../fuse/session.ts";
 import { findLayerIndexes } from "../index/published.ts";
 import { IndexStore } from "../index/store.ts";
+import type { ClusterOptions } from "../layer/cluster/cluster-options.ts";
 import { Layers } from "../layer/layers.ts";
 import type { MountMode } from "../layer/mount-mode.ts";
 import type { RegistryClient } from "../registry/client.ts";
@@ -14,6 +15,7 @@ import { createSnapshotterServer } from "../snapshotter/service.ts";
 import { contentCacheNotConfigured } from "../telemetry/events.ts";
 import type { Log } from "../telemetry/log.ts";
 import { CallCounters } from "./call-counters.ts";
+import { openSharing } from "./content-cache.ts";
 import { serveLiveLayers } from "./live-layers.ts";
 import { openRegistry } from "./registry.ts";
 import { ServedLayers } from "./served-layers.ts";
@@ -69,8 +71,11 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     await indexes.start();
     parts.add(() => indexes.close());
 
-    contentCacheNotConfigured(log);
-    const { layers, session } = await openLayers(options, registry, indexes, parts);
+    const sharing = await openSharing(config, log);
+    if (sharing === undefined) contentCacheNotConfigured(log);
+    else parts.add(() => sharing.close());
+    const cluster = sharing?.cluster;
+    const { layers, session } = await openLayers(options, { registry, indexes, cluster }, parts);
 
     const containerd = new ContainerdClient({ address: config.containerd.address });
     parts.add(() => containerd.close());
@@ -86,7 +91,8 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     const server = await createSnapshotterServer({ root, log, remote, onCall, onFallback });
     parts.add(() => server.close());
     await layers.releaseUnused(server.layersInUse());
-    const observed = { layers, session, snapshots: server, calls };
+    const contentCache = sharing && { contentCache: sharing.counters };
+    const observed = { layers, session, snapshots: server, calls, ...contentCache };
     const telemetry = await openTelemetry({ config, parts: observed, log });
     parts.add(() => telemetry.close());
     return {
@@ -102,11 +108,17 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   }
 }
 
+/** Where layers come from. */
+interface LayerSources {
+  registry: RegistryClient;
+  indexes: IndexStore;
+  cluster: ClusterOptions | undefined;
+}
+
 /** Layers, and the FUSE session that serves them: from its first request on it knows all of them. */
 async function openLayers(
   { config, device, onEnd, log }: DaemonOptions,
-  registry: RegistryClient,
-  indexes: IndexStore,
+  { registry, indexes, cluster }: LayerSources,
   parts: PartStack,
 ): Promise<{ layers: Layers; session: FuseSession }> {
   const { root, state } = config;
@@ -127,6 +139,7 @@ async function openLayers(
             findLayerIndexes(registry, repository, manifestDigest, { log, signal }),
         }
       : {}),
+    ...(cluster === undefined ? {} : { cluster }),
     mode,
     keepRuntimeDirectories: config.mount.keepRuntimeDirectories,
     readAheadKilobytes: config.fuse.readAheadKb,

@@ -76,13 +76,16 @@ function addReadMetrics(page: MetricsPage<NodeState>): void {
   );
 }
 
+type TierField = "fetches" | "spans" | "bytes" | "errors" | "misses";
+
 function addTierMetrics(page: MetricsPage<NodeState>): void {
-  const add = (name: string, help: string, field: "fetches" | "spans" | "bytes" | "errors") =>
+  const add = (name: string, help: string, field: TierField) =>
     page.counter(name, help, (at) => ofTiers(at, (tier) => tier[field]));
   add("clip_tier_fetches_total", "Fetches of neighbouring spans that were begun.", "fetches");
   add("clip_tier_spans_total", "Spans that came and matched their digest.", "spans");
   add("clip_tier_bytes_total", "Uncompressed bytes of these spans.", "bytes");
   add("clip_tier_errors_total", "Fetches that failed.", "errors");
+  add("clip_tier_misses_total", "Fetches of spans that the tier did not have.", "misses");
   page.counter("clip_tier_corrupt_spans_total", "Spans that did not match their digest.", (at) =>
     ofTiers(at, (tier) => tier.corrupt),
   );
@@ -186,6 +189,16 @@ function addContentCacheMetrics(page: MetricsPage<NodeState>): void {
           },
         }),
       ),
+  );
+  page.counter(
+    "clip_shared_layers_total",
+    "What was done for sharing: indexes found or refused, copies found wrong, layers stored.",
+    ({ cluster }) => byLabel("event", { ...cluster }),
+  );
+  page.gauge(
+    "clip_store_queue_layers",
+    "Layers that wait to be stored in the content cache.",
+    (at) => at.queues.stores,
   );
   page.counter("clip_content_cache_bytes_total", "Bytes moved by these calls.", (at) =>
     (at.contentCache?.counts ?? []).map(({ cache, operation, outcome, bytes }) => ({

@@ -1,5 +1,6 @@
 /** All that telemetry tells of a node, read in one go. */
 import type { CacheCount } from "../cache/content/cache-counters.ts";
+import type { ClusterCounters } from "../layer/cluster/cluster-options.ts";
 import type { LayerCounters } from "../layer/counters.ts";
 import type { LayerQueues, LayerStatus } from "../layer/layer-status.ts";
 import type { SnapshotCounts } from "../snapshotter/snapshotter.ts";
@@ -10,6 +11,8 @@ export interface NodeParts {
   layers: {
     mode: "erofs" | "fuse";
     counters: LayerCounters;
+    /** Undefined where layers are not shared. */
+    clusterCounters?: ClusterCounters | undefined;
     queues(): LayerQueues;
     status(): Promise<LayerStatus[]>;
   };
@@ -26,6 +29,7 @@ export interface NodeState {
   layers: LayerStatus[];
   queues: LayerQueues;
   counters: LayerCounters;
+  cluster: ClusterCounters | undefined;
   snapshots: SnapshotCounts;
   /** FUSE requests by opcode. */
   fuseRequests: Record<string, number>;
@@ -46,6 +50,7 @@ export async function readNodeState(parts: NodeParts): Promise<NodeState> {
     layers: status,
     queues: layers.queues(),
     counters: layers.counters,
+    cluster: layers.clusterCounters,
     snapshots: snapshots.snapshotCounts(),
     fuseRequests: session.requestCounts(),
     readsWaiting: session.pendingReads,
