@@ -222,7 +222,7 @@ for (const mode of ["erofs", "fuse"] as const) {
       const target = await push(`wanted-${mode}`, true);
       await onNode(`wanted-${mode}`, { mode }, async ({ layers }) => {
         const number = await layers.ensure(target);
-        const again = layers.ensure(target);
+        const again = layers.ensure(target, new AbortController().signal);
         const released = layers.release(number);
         assert.equal(await again, number);
         await released;

@@ -1,8 +1,10 @@
 import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
 import { test } from "node:test";
 import fc from "fast-check";
 import { digestOf } from "../base/digest.ts";
 import { isClipError } from "../base/errors.ts";
+import { windowBytesMax } from "../gzip/checkpoint.ts";
 import type { EntryType, TarEntry } from "../tar/entry.ts";
 import { encodeLayerIndex } from "./format.ts";
 import type { LayerIndex } from "./model.ts";
@@ -199,6 +201,22 @@ test("with the digest of the head no changed byte of head, spans and files goes 
       (error) => isClipError(error, "CORRUPT_INDEX") || isClipError(error, "LIMIT_EXCEEDED"),
     );
   }
+});
+
+test("an index that would have its reader hold too much is refused", async () => {
+  const [index] = fc.sample(layerIndex, { numRuns: 1, seed: 5 });
+  assert.ok(index !== undefined);
+  const { head, entries } = index;
+  const [first] = head.spans;
+  assert.ok(first !== undefined);
+  const last = { ...first, length: head.uncompressedSize, compressedEnd: 2 ** 34 };
+  const greedy = { ...head, compressedSize: 2 ** 35, spans: [last] };
+  const exceeds = (encoded: Buffer) =>
+    assert.rejects(decode(encoded), (error) => isClipError(error, "LIMIT_EXCEEDED"));
+  await exceeds(encodeLayerIndex({ head: greedy, entries, windows: [Buffer.alloc(0)] }));
+  const random = randomBytes(windowBytesMax + 1);
+  const fair = { ...head, spans: [{ ...last, compressedEnd: head.compressedSize }] };
+  await exceeds(encodeLayerIndex({ head: fair, entries, windows: [random] }));
 });
 
 test("an index that is cut short or has something behind it is refused", async () => {

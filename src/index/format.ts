@@ -100,6 +100,7 @@ export function decodeHead(bytes: Buffer): IndexHead {
       digest: digestFromBytes(section.digest),
     };
     checkLimit(placed.length, sectionBytesMax, "the length of a section");
+    checkLimit(storedLength, sectionBytesMax, "the length of a section");
     offset += storedLength;
     return placed;
   };

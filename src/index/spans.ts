@@ -7,6 +7,9 @@ import { decompress, packWindow } from "./compression.ts";
 import { narrow, spansCodec, type SpansMessage } from "./messages.ts";
 import type { LayerHead, Span } from "./model.ts";
 
+/** Compressed bytes of a span beyond twice its length: deflate needs few, readers hold all. */
+const compressedSlackBytes = 4 * 1024 * 1024;
+
 /** Where a window stands in the section of the windows, and how. */
 export interface StoredWindow {
   offset: number;
@@ -48,7 +51,7 @@ export function encodeSpans(
 /**
  * The spans of a layer of these sizes, which they cover without gaps, and where their windows are
  * in a section of `windowBytes`.
- * @throws ClipError CORRUPT_INDEX
+ * @throws ClipError CORRUPT_INDEX, LIMIT_EXCEEDED
  */
 export function decodeSpans(
   bytes: Buffer,
@@ -77,7 +80,10 @@ export function decodeSpans(
     const length = narrow(message.lengths[index]);
     const bitOffset = message.bitOffsets[index] ?? 8;
     compressedOffset += narrow(message.compressedSteps[index]);
-    const compressedEnd = compressedOffset + narrow(message.compressedLengths[index]);
+    const compressedLength = narrow(message.compressedLengths[index]);
+    const compressedLengthMax = 2 * length + compressedSlackBytes;
+    checkLimit(compressedLength, compressedLengthMax, "the compressed length of a span");
+    const compressedEnd = compressedOffset + compressedLength;
     check(compressedEnd <= sizes.compressedSize, "a span ends beyond the compressed layer");
     check(bitOffset < 8, "a bit offset is larger than 7");
     spans.push({
@@ -89,6 +95,7 @@ export function decodeSpans(
     uncompressedOffset += length;
     check(uncompressedOffset <= sizes.uncompressedSize, "a span ends beyond the layer");
     const stored = message.windowStoredLengths[index] ?? 0;
+    checkLimit(stored, windowBytesMax, "the length of a window");
     windows.push({
       offset: windowOffset,
       length: stored,
@@ -107,7 +114,6 @@ export function decodeSpans(
  * @throws ClipError CORRUPT_INDEX
  */
 export function decodeWindow(bytes: Buffer, { encoding, checksum }: StoredWindow): Buffer {
-  checkLimit(bytes.length, windowBytesMax, "the length of a window");
   const window = decompress(bytes, encoding, windowBytesMax);
   check(crc32(window) === checksum, "a window does not match its checksum");
   return window;

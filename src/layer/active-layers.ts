@@ -1,7 +1,7 @@
 /** The layers that the FUSE session serves. */
 import { constants } from "node:os";
 import type { Digest } from "../base/digest.ts";
-import { describeError, isClipError } from "../base/errors.ts";
+import { describeError } from "../base/errors.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
 import type { FuseLayer, FuseReadRequest } from "../fuse/session.ts";
 import type { LayerIndexReader } from "../index/reader.ts";
@@ -135,7 +135,8 @@ export class ActiveLayers {
     blob.read(offset, length, signal).then(
       (pieces) => request.reply(pieces),
       (error: unknown) => {
-        request.fail(isClipError(error, "ABORTED") ? errno.EINTR : errno.EIO);
+        // Nobody reads an answer any more if the reader gave up; nothing else is an interruption.
+        request.fail(errno.EIO);
         if (signal.aborted) return;
         this.#options.log.error(
           {

@@ -17,7 +17,7 @@ export interface CompressedBlob {
 /** The parts of a layer index that decoding needs. */
 export interface SpanIndex {
   head: LayerHead;
-  readWindow(span: number): Promise<Buffer>;
+  readWindow(span: number, signal?: AbortSignal): Promise<Buffer>;
 }
 
 /** A layer blob in one repository. */
@@ -86,7 +86,7 @@ export class RegistrySource implements SpanSource {
         const span = spans[at];
         if (span === undefined || span.compressedEnd > received.end) break;
         const compressed = received.take(span, spans[at + 1]);
-        const decoded = this.#decode(at, span, compressed);
+        const decoded = this.#decode(at, span, compressed, signal);
         // A failure is seen when its turn comes, or never, if the reader leaves before.
         decoded.catch(() => {});
         decoding.push(decoded);
@@ -97,8 +97,8 @@ export class RegistrySource implements SpanSource {
     for (const decoded of decoding) yield await decoded;
   }
 
-  async #decode(at: number, span: Span, compressed: Buffer): Promise<Buffer> {
-    const window = await this.#options.index.readWindow(at);
+  async #decode(at: number, span: Span, compressed: Buffer, signal: AbortSignal): Promise<Buffer> {
+    const window = await this.#options.index.readWindow(at, signal);
     const { checkpoint, length } = span;
     return decodeSpan({ compressed, checkpoint, window, length });
   }
