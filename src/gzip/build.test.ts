@@ -25,6 +25,13 @@ test("every strategy restarts at every checkpoint", () => {
   }
 });
 
+test("checkpoints that nobody takes one by one come with the index", () => {
+  const compressed = gzipSync(mixed);
+  const builder = new GzipIndexBuilder({ spanBytes: 20_000, onOutput: () => {} });
+  builder.write(compressed);
+  assert.deepEqual(builder.end(), assertRestartable(compressed, mixed, 20_000));
+});
+
 test("checkpoints come at every bit of a byte", () => {
   const index = assertRestartable(gzipSync(mixed, { memLevel: 1 }), mixed, 1);
   const offsets = new Set(index.checkpoints.map((checkpoint) => checkpoint.bitOffset));

@@ -18,7 +18,10 @@ export interface GzipIndexOptions {
    * are the right bytes: a member's checksum comes last.
    */
   onOutput: (chunk: Buffer) => void;
-  /** Called after the last output that belongs to `checkpoint`, before any that follows. */
+  /**
+   * Takes each checkpoint, after the last output that belongs to it and before any that follows;
+   * the index that {@link GzipIndexBuilder.end} returns has none then.
+   */
   onSpan?: (checkpoint: IndexedCheckpoint) => void;
 }
 
@@ -216,8 +219,10 @@ export class GzipIndexBuilder {
     if (length === 0) return;
     const window = this.#trace.usedWindow();
     const indexed = { ...this.#checkpoint, length, compressedEnd, window };
-    this.#checkpoints.push(indexed);
-    this.#options.onSpan?.(indexed);
+    const { onSpan } = this.#options;
+    // Windows are large: whoever takes them decides how they are kept.
+    if (onSpan === undefined) this.#checkpoints.push(indexed);
+    else onSpan(indexed);
   }
 
   #startMember(): boolean {

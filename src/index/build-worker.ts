@@ -4,7 +4,7 @@ import { availableParallelism } from "node:os";
 import { parentPort } from "node:worker_threads";
 import { assert, ClipError } from "../base/errors.ts";
 import { type BuildInput, type BuildOrder, type BuildOutput, packError } from "./build-messages.ts";
-import { encodeLayerIndex } from "./format.ts";
+import { encodePackedIndex } from "./format.ts";
 import { InlineHashes, type LayerHashes } from "./layer-hashes.ts";
 import { LayerPass } from "./layer-pass.ts";
 import { ThreadedHashes } from "./threaded-hashes.ts";
@@ -103,7 +103,7 @@ function readFile(build: Build, path: string): void {
 
 function finish({ pass }: Build): void {
   assert(pass !== undefined, "a build that ends has begun");
-  const encoded = encodeLayerIndex(pass.end());
+  const encoded = encodePackedIndex(pass.end());
   build = undefined;
   // A copy, so that nothing else shares the memory that goes away.
   const own = new Uint8Array(encoded).buffer;

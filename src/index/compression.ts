@@ -1,6 +1,7 @@
 /** Compression of the parts of a layer index. */
 import {
   constants,
+  crc32,
   deflateRawSync,
   inflateRawSync,
   zstdCompressSync,
@@ -25,10 +26,18 @@ export function packSection(bytes: Buffer): Packed {
   return smaller(bytes, { bytes: zstdCompressSync(bytes, { params }), encoding: encodings.zstd });
 }
 
+/** A window as it stands in the index. */
+export interface PackedWindow extends Packed {
+  /** CRC-32 of the window. */
+  checksum: number;
+}
+
 /** A window: too short for anything but deflate to pay. */
-export function packWindow(window: Buffer): Packed {
-  const bytes = deflateRawSync(window, { level: 6 });
-  return smaller(window, { bytes, encoding: encodings.deflate });
+export function packWindow(window: Buffer): PackedWindow {
+  const deflated = deflateRawSync(window, { level: 6 });
+  const packed = smaller(window, { bytes: deflated, encoding: encodings.deflate });
+  // A copy: zlib's answer keeps a much larger buffer in memory.
+  return { ...packed, bytes: Buffer.from(packed.bytes), checksum: crc32(window) };
 }
 
 /**

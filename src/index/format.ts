@@ -2,7 +2,14 @@
 import { type Digest, digestBytes, digestFromBytes, digestOf } from "../base/digest.ts";
 import { ClipError } from "../base/errors.ts";
 import { indexBytesMax, layerBytesMax } from "../base/limits.ts";
-import { encodings, type Packed, packSection, unpack } from "./compression.ts";
+import {
+  encodings,
+  type Packed,
+  type PackedWindow,
+  packSection,
+  packWindow,
+  unpack,
+} from "./compression.ts";
 import { check, checkLimit } from "./failure.ts";
 import { encodeFileTable } from "./file-table.ts";
 import { headCodec, narrow, type SectionMessage } from "./messages.ts";
@@ -40,7 +47,15 @@ export interface IndexHead {
 }
 
 /** The bytes of a layer index, as they are stored and published. */
-export function encodeLayerIndex({ head, entries, windows }: LayerIndex): Buffer {
+export function encodeLayerIndex({ windows, ...rest }: LayerIndex): Buffer {
+  return encodePackedIndex({ ...rest, windows: windows.map(packWindow) });
+}
+
+/** A layer index whose windows have been packed one by one, so that they take less memory. */
+export type PackedLayerIndex = Omit<LayerIndex, "windows"> & { windows: PackedWindow[] };
+
+/** As {@link encodeLayerIndex}. */
+export function encodePackedIndex({ head, entries, windows }: PackedLayerIndex): Buffer {
   const spans = encodeSpans(head.spans, windows);
   const sections = {
     spans: pack(spans.spans),

@@ -5,8 +5,10 @@ import { GzipIndexBuilder } from "../gzip/build.ts";
 import type { IndexedCheckpoint } from "../gzip/checkpoint.ts";
 import type { TarEntry } from "../tar/entry.ts";
 import { TarReader } from "../tar/reader.ts";
+import { packWindow, type PackedWindow } from "./compression.ts";
+import type { PackedLayerIndex } from "./format.ts";
 import type { LayerHashes } from "./layer-hashes.ts";
-import type { LayerIndex, Span } from "./model.ts";
+import type { Span } from "./model.ts";
 import { SparseFile } from "./sparse-file.ts";
 
 /** What is expected of a layer, and what to do with it. */
@@ -26,7 +28,7 @@ export class LayerPass {
   readonly #options: LayerPassOptions;
   readonly #hashes: LayerHashes;
   readonly #spans: Omit<Span, "digest">[] = [];
-  readonly #windows: Buffer[] = [];
+  readonly #windows: PackedWindow[] = [];
   readonly #entries: TarEntry[] = [];
   readonly #tar = new TarReader({ onEntry: (entry) => this.#entries.push(entry) });
   readonly #gzip: GzipIndexBuilder;
@@ -67,7 +69,7 @@ export class LayerPass {
    * Says that the layer is over.
    * @throws as {@link write}, and CORRUPT_LAYER when a digest is not the expected one
    */
-  end(): LayerIndex {
+  end(): PackedLayerIndex {
     const { compressedSize, uncompressedSize } = this.#gzip.end();
     const digests = this.#hashes.end();
     this.#hashesEnded = true;
@@ -106,7 +108,7 @@ export class LayerPass {
   #endSpan({ window, length, compressedEnd, ...checkpoint }: IndexedCheckpoint): void {
     this.#hashes.endSpan();
     this.#spans.push({ checkpoint, length, compressedEnd });
-    this.#windows.push(window);
+    this.#windows.push(packWindow(window));
   }
 }
 

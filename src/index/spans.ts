@@ -3,7 +3,7 @@ import { crc32 } from "node:zlib";
 import { digestBytes, digestFromBytes } from "../base/digest.ts";
 import { windowBytesMax } from "../gzip/checkpoint.ts";
 import { check, checkLimit } from "./failure.ts";
-import { decompress, packWindow } from "./compression.ts";
+import { decompress, type PackedWindow } from "./compression.ts";
 import { narrow, spansCodec, type SpansMessage } from "./messages.ts";
 import type { LayerHead, Span } from "./model.ts";
 
@@ -21,9 +21,8 @@ export interface StoredWindow {
 /** The encoded spans, and the section with their windows. */
 export function encodeSpans(
   spans: readonly Span[],
-  windows: readonly Buffer[],
+  windows: readonly PackedWindow[],
 ): { spans: Buffer; windows: Buffer } {
-  const packed = windows.map((window) => packWindow(window));
   let before = 0;
   const compressedSteps = spans.map(({ checkpoint: { compressedOffset } }) => {
     const step = compressedOffset - before;
@@ -38,13 +37,13 @@ export function encodeSpans(
       ({ compressedEnd, checkpoint }) => compressedEnd - checkpoint.compressedOffset,
     ),
     digests: Buffer.concat(spans.map(({ digest }) => digestBytes(digest))),
-    windowStoredLengths: packed.map(({ bytes }) => bytes.length),
-    windowEncodings: Buffer.from(packed.map(({ encoding }) => encoding)),
-    windowChecksums: windows.map((window) => crc32(window)),
+    windowStoredLengths: windows.map(({ bytes }) => bytes.length),
+    windowEncodings: Buffer.from(windows.map(({ encoding }) => encoding)),
+    windowChecksums: windows.map(({ checksum }) => checksum),
   };
   return {
     spans: spansCodec.encode(message),
-    windows: Buffer.concat(packed.map(({ bytes }) => bytes)),
+    windows: Buffer.concat(windows.map(({ bytes }) => bytes)),
   };
 }
 
