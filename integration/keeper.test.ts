@@ -48,11 +48,23 @@ function pull({ containerd }: Stage, reference: string): Promise<string> {
   return containerd.ctr(["image", "pull", "--plain-http", ...snapshotter, reference]);
 }
 
+/** runc keeps containers of all tests in one place. */
+function containerName(number: number): string {
+  return `keeper-${process.pid}-${number}`;
+}
+
 /** Eight containers that are up; what they do does not depend on the daemon's services any more. */
 async function startContainers({ containerd }: Stage, reference: string): Promise<void> {
   for (let number = 0; number < READERS; number++) {
     const command = ["/bin/busybox", "sleep", "1000000"];
-    await containerd.ctr(["run", "-d", ...snapshotter, reference, `c${number}`, ...command]);
+    await containerd.ctr([
+      "run",
+      "-d",
+      ...snapshotter,
+      reference,
+      containerName(number),
+      ...command,
+    ]);
   }
 }
 
@@ -63,11 +75,30 @@ function readAll({ containerd }: Stage): Promise<string[]> {
   return Promise.all(
     Array.from({ length: READERS }, (_, number) =>
       containerd.ctr(
-        ["task", "exec", "--exec-id", "read", `c${number}`, "/bin/busybox", "sh", "-c", script],
+        [
+          "task",
+          "exec",
+          "--exec-id",
+          "read",
+          containerName(number),
+          "/bin/busybox",
+          "sh",
+          "-c",
+          script,
+        ],
         { timeoutMs: 120_000 },
       ),
     ),
   );
+}
+
+/** Has the readers read, as often as it takes to disturb them at least three times. */
+async function readDuring(stage: Stage, disturb: () => Promise<void>): Promise<void> {
+  for (let times = 0; times < 3;) {
+    const reading = readAll(stage);
+    times += await during(reading, disturb);
+    assert.deepEqual(await reading, Array(READERS).fill("done"));
+  }
 }
 
 /** Does something again and again until the readers have ended; returns how often. */
@@ -99,25 +130,19 @@ for (const mode of mountModes) {
       const reference = await pushData(`killed-${mode}`);
       await pull(stage, reference);
       await startContainers(stage, reference);
-      const reading = readAll(stage);
-      const kills = await during(reading, () => killDaemon(stage.clip));
-      assert.ok(kills >= 3, `${kills} kills`);
-      assert.deepEqual(await reading, Array(READERS).fill("done"));
+      await readDuring(stage, () => killDaemon(stage.clip));
     });
 
     test("no reader notices that the daemon is replaced again and again", async () => {
       const reference = await pushData(`replaced-${mode}`);
       await pull(stage, reference);
       await startContainers(stage, reference);
-      const reading = readAll(stage);
-      const times = await during(reading, async () => {
+      await readDuring(stage, async () => {
         const before = daemonPid(stage.clip);
         const said = await clip(["upgrade", "--state", stage.clip.state]);
         assert.match(said, /^process \d+ serves in place of \d+$/);
         assert.ok(!isRunning(before));
       });
-      assert.ok(times >= 3, `${times} replacements`);
-      assert.deepEqual(await reading, Array(READERS).fill("done"));
     });
 
     test("a pull during which the daemon dies can be repeated", async () => {
@@ -148,7 +173,14 @@ for (const mode of mountModes) {
       await untilServed(stage.clip, orphan);
       assert.ok(!isRunning(orphan), "another one has taken its place");
       assert.deepEqual(await reading, Array(READERS).fill("done"));
-      await stage.containerd.ctr(["run", "--rm", ...snapshotter, reference, "new", "/bin/true"]);
+      await stage.containerd.ctr([
+        "run",
+        "--rm",
+        ...snapshotter,
+        reference,
+        `new-${process.pid}`,
+        "/bin/true",
+      ]);
     });
   });
 }

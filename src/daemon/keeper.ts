@@ -45,6 +45,7 @@ export class Keeper {
   #device = -1;
   #lock = -1;
   #door: FrontDoor | undefined;
+  #closing: Promise<void> | undefined;
   #current: DaemonProcess | undefined;
   /** Waits for the current one to end. */
   #next: DaemonProcess | undefined;
@@ -68,7 +69,7 @@ export class Keeper {
     try {
       await this.#keep();
     } finally {
-      await this.#door?.close();
+      await (this.#closing ?? this.#door?.close());
       // What a daemon leaves that died in the end, or before it served for the first time.
       if (!stored || !this.#wasReady) await this.#unmount(root);
       if (this.#wasReady) await files.remove();
@@ -81,6 +82,8 @@ export class Keeper {
   stop(): void {
     if (this.#stopping.signal.aborted) return;
     this.#stopping.abort();
+    // First of all: a client that finds no socket waits for one, one that is cut off gives up.
+    this.#closing = this.#door?.close();
     this.#next?.kill();
     void this.#current?.end(this.#options.stored ? "detach" : "stop", endMs);
   }
