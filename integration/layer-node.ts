@@ -12,7 +12,10 @@ import { openLog } from "../src/telemetry/log.ts";
 
 /** How a node differs from the usual one. */
 export type NodeSettings = Partial<
-  Pick<LayersOptions, "backgroundFillDelayMs" | "memoryBytesMax" | "findIndexes">
+  Pick<
+    LayersOptions,
+    "backgroundFillDelayMs" | "memoryBytesMax" | "findIndexes" | "cluster" | "log"
+  >
 > & { mode?: LayersOptions["mode"] | "auto"; lookup?: boolean };
 
 /** Layers with all that they need. */
@@ -29,8 +32,7 @@ export interface LayerNode {
 
 /** Opens a node below `directory`, which may have been one before. */
 export async function openNode(directory: string, settings: NodeSettings = {}): Promise<LayerNode> {
-  const { lookup = true, mode: wanted = "auto", ...others } = settings;
-  const log = openLog("error");
+  const { lookup = true, mode: wanted = "auto", log = openLog("error"), ...others } = settings;
   const root = join(directory, "root");
   const fuseMountpoint = join(directory, "fuse");
   await mkdir(root, { recursive: true });
