@@ -113,11 +113,13 @@ export class LayerStores {
     const bytes = entry.size;
     try {
       const outcome = await this.#store(entry);
-      if (outcome === "postponed") {
+      const isLate = Date.now() - entry.queuedAt > patienceMs;
+      if (outcome === "postponed" && !isLate) {
         this.#postpone(entry);
         return;
       }
       queue.remove(entry);
+      if (outcome === "postponed") return this.#drop(entry, "the layer did not become complete");
       if (outcome === "gone") return this.#drop(entry, "the layer is not on this node any more");
       if (outcome === "refused") return this.#drop(entry, "no cache takes a layer of its size");
       if (outcome === "stored") counters.stored++;

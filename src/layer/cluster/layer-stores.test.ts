@@ -1,0 +1,155 @@
+import assert from "node:assert/strict";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { pino } from "pino";
+import { ClipError } from "../../base/errors.ts";
+import { MemoryCache } from "../../cache/content/testing/memory-cache.ts";
+import { encodeLayerIndex } from "../../index/format.ts";
+import { IndexStore } from "../../index/store.ts";
+import { silentLog } from "../../telemetry/log.ts";
+import { DemandActivity } from "../demand-activity.ts";
+import { fakeLayer } from "../fakes.ts";
+import { LayerStores } from "./layer-stores.ts";
+import { SharedObjects } from "./shared-objects.ts";
+import { StoreQueue } from "./store-queue.ts";
+
+const base = await mkdtemp(join(tmpdir(), "clip-layer-stores-"));
+after(() => rm(base, { recursive: true, force: true }));
+
+const fake = fakeLayer(4, 50_000);
+const { layerDigest, diffId, uncompressedSize } = fake.head;
+const layer = { layerDigest, diffId, size: uncompressedSize };
+
+async function setUp() {
+  const directory = await mkdtemp(join(base, "d-"));
+  const indexes = new IndexStore({
+    directory: join(directory, "i"),
+    bytesMax: 1e9,
+    log: silentLog,
+  });
+  await indexes.start();
+  const windows = fake.head.spans.map(() => Buffer.alloc(0));
+  await indexes.put(layerDigest, encodeLayerIndex({ head: fake.head, entries: [], windows }));
+  const file = join(directory, "layer");
+  await writeFile(file, fake.bytes);
+  const cache = new MemoryCache();
+  const objects = new SharedObjects({ keyDerivation: "layer-digest", members: ["memory"] });
+  const counters = {
+    ...{ indexes: 0, indexesRefused: 0, quarantined: 0, repaired: 0 },
+    ...{ stored: 0, alreadyStored: 0, storeErrors: 0, storesDropped: 0 },
+  };
+  const state: { path: string | undefined; known: boolean } = { path: file, known: true };
+  const activity = new DemandActivity();
+  const lines: Record<string, unknown>[] = [];
+  const write = (line: string) => void lines.push(JSON.parse(line) as Record<string, unknown>);
+  const open = () =>
+    new LayerStores({
+      queue: StoreQueue.open(join(directory, "stores.db"), 10),
+      ...{ cache, objects, indexes, activity, counters, indexKey: undefined },
+      layers: { completePath: async () => state.path, knows: () => state.known },
+      bytesPerSecond: undefined,
+      log: pino({ level: "debug" }, { write }),
+      backoffMsMin: 5,
+    });
+  return { cache, objects, counters, state, activity, lines, file, open };
+}
+
+async function until(condition: () => boolean): Promise<void> {
+  while (!condition()) await sleep(5);
+}
+
+test("a layer and its index are stored, with a line for each step", async () => {
+  const { cache, objects, counters, lines, open } = await setUp();
+  const stores = open();
+  stores.add(layer, false);
+  await until(() => stores.length === 0);
+  assert.ok(cache.objects.get(objects.layerKey(layer))?.equals(fake.bytes));
+  assert.ok(cache.objects.has(objects.indexKey(layerDigest)));
+  assert.equal(counters.stored, 1);
+  const steps = lines.map(({ msg }) => String(msg).split(" ")[0]);
+  assert.deepEqual(steps, ["storing", "store", "successfully"]);
+  stores.add(layer, false);
+  await until(() => stores.length === 0);
+  assert.equal(counters.alreadyStored, 1);
+  await stores.close();
+});
+
+test("a store that fails is tried again until it succeeds", async () => {
+  const { cache, counters, lines, open } = await setUp();
+  let failures = 3;
+  cache.before = async (operation) => {
+    if (operation === "store" && failures-- > 0) throw new ClipError("CACHE_UNAVAILABLE", "down");
+  };
+  const stores = open();
+  stores.add(layer, false);
+  await until(() => counters.stored === 1);
+  assert.equal(counters.storeErrors, 3);
+  const failed = lines.filter(({ msg }) => String(msg).startsWith("FAILED"));
+  assert.equal(failed.length, 3);
+  assert.ok(failed.every(({ retryMs, error }) => Number(retryMs) > 0 && error === "down"));
+  await stores.close();
+});
+
+test("what was being stored when it stopped is stored by the next run", async () => {
+  const { cache, objects, counters, open } = await setUp();
+  const begun = Promise.withResolvers<void>();
+  cache.before = async (_, signal) => {
+    begun.resolve();
+    await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+  };
+  const stores = open();
+  stores.add(layer, false);
+  await begun.promise;
+  await stores.close();
+  assert.equal(cache.objects.size, 0);
+  cache.before = () => Promise.resolve();
+  const again = open();
+  again.start();
+  await until(() => counters.stored === 1);
+  assert.ok(cache.objects.has(objects.layerKey(layer)));
+  await again.close();
+});
+
+test("a layer that has changed on disk is not stored", async () => {
+  const { cache, objects, counters, lines, file, open } = await setUp();
+  const punched = Buffer.from(fake.bytes).fill(0, 120_000, 125_000);
+  await writeFile(file, punched);
+  const stores = open();
+  stores.add(layer, false);
+  await until(() => stores.length === 0);
+  assert.equal(cache.objects.has(objects.layerKey(layer)), false);
+  assert.equal(counters.storesDropped, 1);
+  assert.ok(lines.some(({ msg }) => msg === "a layer will not be stored"));
+  await stores.close();
+});
+
+test("a layer that is not complete is waited for, one that is gone is not", async () => {
+  const { counters, state, file, open } = await setUp();
+  state.path = undefined;
+  const stores = open();
+  stores.add(layer, false);
+  await sleep(30);
+  assert.equal(stores.length, 1);
+  state.path = file;
+  await until(() => counters.stored === 1);
+  Object.assign(state, { path: undefined, known: false });
+  stores.add(layer, false);
+  await until(() => stores.length === 0);
+  assert.equal(counters.storesDropped, 1);
+  await stores.close();
+});
+
+test("nothing is uploaded while a reader waits", async () => {
+  const { counters, activity, open } = await setUp();
+  const leave = activity.enter();
+  const stores = open();
+  stores.add(layer, false);
+  await sleep(150);
+  assert.equal(counters.stored, 0);
+  leave();
+  await until(() => counters.stored === 1);
+  await stores.close();
+});
