@@ -4,7 +4,7 @@
 # The pinned Node, once setup has brought it.
 NODE = $(firstword $(wildcard node_modules/node-linux-*/bin/node))
 
-.PHONY: help setup test check unit integration demo bench-index bench-read clean
+.PHONY: help setup test check unit integration demo bench-index bench-read bench-cluster bench-survival clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -32,6 +32,12 @@ bench-index: setup ## figures of building an index; JSON=1 for one JSON object
 
 bench-read: setup ## figures of reading through a mount; JSON=1 for one JSON object; needs root
 	@$(NODE) scripts/bench-read.ts
+
+bench-cluster: setup ## figures of nodes that share a content cache; JSON=1 for one JSON object; needs root
+	@$(NODE) scripts/bench-cluster.ts
+
+bench-survival: setup ## figures of a daemon that is killed, and of a node with much on it; JSON=1 for one JSON object; needs root
+	@$(NODE) scripts/bench-survival.ts
 
 clean: ## remove what setup brought
 	rm -rf .tools node_modules

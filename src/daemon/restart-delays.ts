@@ -1,7 +1,10 @@
 /** How long to wait before a daemon that died is started again. */
 
-/** A daemon that served this long was well: what kills it now is something new. */
-const wellAfterMs = 1_000;
+/**
+ * A daemon that served this long was well: what kills it now is something new. One that a request
+ * kills dies sooner, since that is sent again as soon as the next one serves.
+ */
+const wellAfterMs = 100;
 const firstMs = 100;
 const longestMs = 5_000;
 

@@ -1,0 +1,70 @@
+/** A client of clip's Snapshots service, without containerd. */
+import {
+  credentials,
+  makeGenericClientConstructor,
+  status,
+  type ServiceError,
+} from "@grpc/grpc-js";
+import { loadService } from "../../src/containerd/protos.ts";
+
+const SnapshotsClientConstructor = makeGenericClientConstructor(
+  loadService("snapshots.proto", "containerd.services.snapshots.v1.Snapshots"),
+  "Snapshots",
+);
+
+type Call = (
+  request: object,
+  options: { deadline: number },
+  callback: (error: ServiceError | null, answer: unknown) => void,
+) => void;
+
+/** Longest time for a call. */
+const callMs = 30_000;
+
+/** One connection. */
+export class SnapshotsClient {
+  readonly #client: InstanceType<typeof SnapshotsClientConstructor>;
+
+  constructor(address: string) {
+    // Each has a connection of its own, as processes have.
+    const options = { "grpc.use_local_subchannel_pool": 1 };
+    this.#client = new SnapshotsClientConstructor(
+      `unix:${address}`,
+      credentials.createInsecure(),
+      options,
+    );
+  }
+
+  prepare(key: string, parent = ""): Promise<unknown> {
+    return this.#call("Prepare", { key, parent });
+  }
+
+  async remove(key: string): Promise<void> {
+    await this.#call("Remove", { key });
+  }
+
+  /** Whether there is a snapshot of that name. */
+  async exists(key: string): Promise<boolean> {
+    try {
+      await this.#call("Stat", { key });
+      return true;
+    } catch (error) {
+      if ((error as ServiceError).code === status.NOT_FOUND) return false;
+      throw error;
+    }
+  }
+
+  close(): void {
+    this.#client.close();
+  }
+
+  #call(method: string, request: object): Promise<unknown> {
+    const { promise, resolve, reject } = Promise.withResolvers<unknown>();
+    const call = (this.#client as unknown as Record<string, Call>)[method];
+    call?.call(this.#client, request, { deadline: Date.now() + callMs }, (error, answer) => {
+      if (error === null) resolve(answer);
+      else reject(error);
+    });
+    return promise;
+  }
+}
