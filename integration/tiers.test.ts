@@ -12,10 +12,12 @@ import { openContentCache, type MemberOptions } from "../src/cache/content/open.
 import type { ClusterOptions } from "../src/layer/cluster/cluster-options.ts";
 import type { LayerTarget } from "../src/layer/target.ts";
 import { s3Credentials, startS3, type TestServer } from "./content-cache-servers.ts";
+import { killDaemon } from "./faults/daemon-faults.ts";
 import { run } from "./harness/command.ts";
 import { makeImage, makeLayer, pushImage } from "./harness/image.ts";
 import { startRegistry, type TestRegistry } from "./harness/registry.ts";
 import { Sandbox } from "./harness/sandbox.ts";
+import { assertNothingLeft, startStage } from "./harness/stage.ts";
 import { openNode, type LayerNode, type NodeSettings } from "./layer-node.ts";
 
 const fileCount = 12;
@@ -402,6 +404,32 @@ describe("a content cache", () => {
     await readFiles(await mount(second));
     assert.equal(second.layers.counters.wholePulls, 1);
   });
+});
+
+test("a daemon that is killed during a store completes it when it is there again", async () => {
+  const cache = await directoryCache();
+  const stage = await startStage(sandbox, {
+    mode: "auto",
+    name: "killed",
+    generation: "2",
+    registry,
+    settings: {
+      "": { content_cache: [{ kind: "directory", path: cache.path }] },
+      sharing: { store_bytes_per_second_max: 4 << 20 },
+    },
+  });
+  undo.push(() => stage.clip.stop());
+  undo.push(() => stage.containerd.close());
+  undo.push(() => assertNothingLeft(stage));
+  const name = `${registry.host}/tiers:latest`;
+  await stage.containerd.ctr(["image", "pull", "--plain-http", "--snapshotter", "clip", name]);
+  const count = (text: string) => stage.clip.log().split(text).length - 1;
+  await until(() => count("store of decompressed layer started") === 1, "the start of the store");
+  await sleep(1_000);
+  await killDaemon(stage.clip);
+  assert.equal(count("successfully stored"), 0, "it was killed during the store");
+  await until(() => count("successfully stored") === 1, "the store");
+  assert.ok((await readFile(layerFile(cache.path))).equals(layerBytes));
 });
 
 /** Puts another layer, and an index that fits it, in the place of the right ones. */
