@@ -46,6 +46,12 @@ export function digestKey(digest: Digest): string {
   return digest.replace(":", "_");
 }
 
+/** The inverse of {@link digestKey}; undefined for what it never yields. */
+export function digestFromKey(key: string): Digest | undefined {
+  const digest = key.replace("_", ":");
+  return digest !== key && isDigest(digest) ? digest : undefined;
+}
+
 /**
  * The chainIDs of a stack of diffIDs, bottom first (OCI image spec, "Layer ChainID").
  */

@@ -17,6 +17,11 @@ export class KeyedQueue {
     return mine;
   }
 
+  /** Whether anything under this key is being done or waits. */
+  isBusy(key: string): boolean {
+    return this.#tails.has(key);
+  }
+
   /** Waits until nothing is left to do. */
   async idle(): Promise<void> {
     while (this.#tails.size > 0) await Promise.all(this.#tails.values());

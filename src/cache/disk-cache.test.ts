@@ -130,10 +130,11 @@ void test("completeness is durable and makes every span present", async () => {
 
 void test("a whole pull becomes a complete layer, at once and durably", async () => {
   const { directory, cache } = await newCache();
-  const pulled = await cache.pullPath(layer);
-  await writeFile(pulled, content(0));
-  await truncate(pulled, 4 * spanBytes);
+  const pull = await cache.beginPull(layer, spanBytes);
+  await writeFile(pull.path, content(0));
+  await truncate(pull.path, 4 * spanBytes);
   await cache.adoptComplete(layer, spanTable(4));
+  await pull.end();
   assert.equal(await cache.completePath(layer, 4 * spanBytes), join(directory, digestKey(layer)));
   await cache.close();
 

@@ -11,9 +11,12 @@ import {
   type FileHandle,
 } from "node:fs/promises";
 import { join } from "node:path";
-import { digestKey, type Digest } from "../base/digest.ts";
+import { digestFromKey, digestKey, type Digest } from "../base/digest.ts";
 import { ClipError, describeError } from "../base/errors.ts";
+import { punchHole } from "../os/libc.ts";
 import type { Log } from "../telemetry/log.ts";
+import { DiskSpace, type DiskLimits, type FileOnDisk } from "./disk-space.ts";
+import { Evictor, type ClosedLayer, type DiskCacheState } from "./evictor.ts";
 import { asDiskError, syncDirectory, writeFileDurably } from "./files.ts";
 import { LayerFile, layerFileBytesOnDisk, removeLayerFile } from "./layer-file.ts";
 import {
@@ -31,7 +34,29 @@ const spanMapBytesMax = 64 * 1024 * 1024;
 /** Where the disk cache is kept. */
 export interface DiskCacheOptions {
   directory: string;
+  /** Default: none. */
+  limits?: DiskLimits;
+  /** Bytes that are free on the file system; default: what it says. */
+  freeBytes?: () => Promise<number>;
   log: Log;
+}
+
+/** Whoever knows what layers are used for. */
+export interface LayerUsers {
+  /** Layers whose file the kernel may be reading by itself: no byte of it may go. */
+  devices(): ReadonlySet<Digest>;
+  /** Runs `remove` unless the layer is in use or about to be; whether it ran. */
+  ifUnused(layerDigest: Digest, remove: () => Promise<void>): Promise<boolean>;
+}
+
+/** A whole pull of a layer. */
+export interface LayerPull {
+  /** Where its uncompressed bytes go before they are adopted. */
+  path: string;
+  /** Fires with DISK_FULL when the layer is larger than what room could be made for. */
+  signal: AbortSignal;
+  /** Deletes what has not been adopted. */
+  end(): Promise<void>;
 }
 
 /**
@@ -44,16 +69,60 @@ export class DiskCache {
   readonly #open = new Map<Digest, LayerFile>();
   /** Layers that are complete, but not yet recorded as such on disk. */
   readonly #settling = new Map<Digest, Promise<void>>();
+  /** When layers were last used, in milliseconds since 1970, as far as it was noted. */
+  readonly #usedAt = new Map<Digest, number>();
+  readonly #evictor: Evictor;
+  #users: LayerUsers = {
+    devices: () => new Set(),
+    ifUnused: async (_, remove) => {
+      await remove();
+      return true;
+    },
+  };
 
   private constructor(options: DiskCacheOptions) {
-    this.directory = options.directory;
-    this.#log = options.log;
+    const { directory, log, limits = { bytesMax: 0, freeBytesMin: 0 }, freeBytes } = options;
+    this.directory = directory;
+    this.#log = log;
+    this.#evictor = new Evictor({
+      space: new DiskSpace(directory, limits, freeBytes),
+      openFiles: () => this.#evictableFiles(),
+      closedLayers: (files) => this.#closedLayers(files),
+      log,
+    });
   }
 
   /** Opens the cache in `directory`, which is created if need be. */
   static async open(options: DiskCacheOptions): Promise<DiskCache> {
     await mkdir(options.directory, { recursive: true, mode: 0o700 });
-    return new DiskCache(options);
+    const cache = new DiskCache(options);
+    await cache.#evictor.start();
+    return cache;
+  }
+
+  /** From now on nothing is evicted that `users` need. To be called before layers are used. */
+  setUsers(users: LayerUsers): void {
+    this.#users = users;
+  }
+
+  /** What is on disk, its limits, and what has been evicted. */
+  get state(): DiskCacheState {
+    return this.#evictor.state;
+  }
+
+  /** Bytes that may be written before anything has to go; Infinity without limits. */
+  get room(): number {
+    return this.#evictor.room;
+  }
+
+  /** Nothing of a layer that is open is evicted until the returned function is called. */
+  hold(layerDigest: Digest): () => void {
+    return this.#open.get(layerDigest)?.hold() ?? (() => {});
+  }
+
+  /** A layer is being used, whether its bytes are read or not. */
+  noteUse(layerDigest: Digest): void {
+    this.#usedAt.set(layerDigest, Date.now());
   }
 
   /**
@@ -80,6 +149,8 @@ export class DiskCache {
       throw error;
     }
     const [data, map] = handles as [FileHandle, FileHandle];
+    const punch = (offset: number, length: number) => punchHole(data.fd, offset, length);
+    if (found !== undefined) await this.#freeUnclaimed(data, table, present, punch);
     const file = new LayerFile({
       dataPath,
       mapPath,
@@ -89,26 +160,35 @@ export class DiskCache {
       present,
       complete: found?.complete ?? false,
       ...(found === undefined ? { settleNames: () => syncDirectory(this.directory) } : {}),
+      punch,
+      space: this.#evictor,
+      usedAt: this.#usedAt.get(layerDigest) ?? (await data.stat()).mtimeMs,
       log: this.#log,
     });
     this.#open.set(layerDigest, file);
     return file;
   }
 
-  /** Where a whole pull of a layer may write its uncompressed bytes before they are adopted. */
-  async pullPath(layerDigest: Digest): Promise<string> {
+  /**
+   * Begins a whole pull of a layer of so many compressed bytes.
+   * @throws ClipError DISK_FULL
+   */
+  async beginPull(layerDigest: Digest, compressedSize: number): Promise<LayerPull> {
     const path = `${this.#paths(layerDigest).dataPath}${pullSuffix}`;
     await rm(path, { force: true });
-    return path;
-  }
-
-  /** Deletes what a whole pull that failed has written. */
-  async discardPull(layerDigest: Digest): Promise<void> {
-    await this.pullPath(layerDigest);
+    const pull = await this.#evictor.beginPull(compressedSize);
+    return {
+      path,
+      signal: pull.signal,
+      end: async () => {
+        pull.end();
+        await rm(path, { force: true });
+      },
+    };
   }
 
   /**
-   * Takes the file at {@link pullPath}, whose diffID has been checked, as the complete layer. It can
+   * Takes the file that a {@link LayerPull} has written, whose diffID has been checked, as the complete layer. It can
    * be used at once; that it is complete is recorded in the background, when its bytes are durable.
    * A crash before that leaves a layer of which nothing is claimed. The layer must not be open.
    */
@@ -124,6 +204,8 @@ export class DiskCache {
       })
       .finally(() => this.#settling.delete(layerDigest));
     this.#settling.set(layerDigest, settling);
+    this.noteUse(layerDigest);
+    await this.#evictor.look();
   }
 
   /** Where the bytes of a layer are, or would be. */
@@ -157,6 +239,8 @@ export class DiskCache {
     if (file === undefined) await removeLayerFile(dataPath, mapPath);
     else await file.remove();
     await rm(`${dataPath}${pullSuffix}`, { force: true });
+    this.#usedAt.delete(layerDigest);
+    await this.#evictor.look();
   }
 
   /** Bytes that a layer really takes on disk. */
@@ -176,6 +260,7 @@ export class DiskCache {
 
   /** Closes every layer. */
   async close(): Promise<void> {
+    await this.#evictor.close();
     await Promise.all([...this.#open.keys()].map((digest) => this.closeLayer(digest)));
     await Promise.all(this.#settling.values());
   }
@@ -183,6 +268,61 @@ export class DiskCache {
   #paths(layerDigest: Digest): { dataPath: string; mapPath: string } {
     const dataPath = join(this.directory, digestKey(layerDigest));
     return { dataPath, mapPath: dataPath + mapSuffix };
+  }
+
+  #evictableFiles(): LayerFile[] {
+    const devices = this.#users.devices();
+    return [...this.#open].filter(([digest]) => !devices.has(digest)).map(([, file]) => file);
+  }
+
+  #closedLayers(files: readonly FileOnDisk[]): ClosedLayer[] {
+    const mapBytes = new Map(files.map(({ name, bytes }) => [name, bytes]));
+    return files.flatMap(({ name, bytes, modifiedAt }) => {
+      const digest = digestFromKey(name);
+      if (digest === undefined || this.#open.has(digest)) return [];
+      return {
+        bytes: bytes + (mapBytes.get(name + mapSuffix) ?? 0),
+        usedAt: Math.max(modifiedAt, this.#usedAt.get(digest) ?? 0),
+        remove: () => this.#removeUnused(digest),
+      };
+    });
+  }
+
+  async #removeUnused(digest: Digest): Promise<boolean> {
+    const { dataPath, mapPath } = this.#paths(digest);
+    let removed = false;
+    await this.#users.ifUnused(digest, async () => {
+      if (this.#open.has(digest) || this.#settling.has(digest)) return;
+      await removeLayerFile(dataPath, mapPath);
+      removed = true;
+    });
+    return removed;
+  }
+
+  /** Frees what a crash left in the file of spans that the map does not claim. */
+  async #freeUnclaimed(
+    data: FileHandle,
+    table: SpanTable,
+    present: Uint8Array,
+    punch: (offset: number, length: number) => Promise<void>,
+  ): Promise<void> {
+    const { starts } = table;
+    let claimed = 0;
+    for (let span = 0; span < present.length; span++) {
+      if (present[span] !== 0) claimed += (starts[span + 1] ?? 0) - (starts[span] ?? 0);
+    }
+    // Ends of spans share blocks; less than this is not worth it.
+    const tolerated = 8192 * present.length;
+    if ((await data.stat()).blocks * 512 <= claimed + tolerated) return;
+    for (let first = present.indexOf(0); first >= 0;) {
+      const next = present.indexOf(1, first);
+      const start = starts[first] ?? 0;
+      const end = starts[next < 0 ? present.length : next] ?? start;
+      await punch(start, end - start).catch((error: unknown) => {
+        this.#log.warn({ error: describeError(error) }, "unused blocks could not be freed");
+      });
+      first = next < 0 ? -1 : present.indexOf(0, next);
+    }
   }
 
   async #settle(dataPath: string, mapPath: string, table: SpanTable): Promise<void> {

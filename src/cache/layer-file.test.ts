@@ -5,7 +5,7 @@ import fc from "fast-check";
 import { digestOf } from "../base/digest.ts";
 import { silentLog } from "../telemetry/log.ts";
 import { LayerFile } from "./layer-file.ts";
-import { spanMapHeaderBytes } from "./span-map.ts";
+import { spanMapHeaderBytes, spanMapStateOffset } from "./span-map.ts";
 
 const spanBytes = 16;
 const spanCount = 40;
@@ -41,6 +41,20 @@ class FragileFile {
     this.#unsynced = this.#unsynced.filter((write) => !syncing.includes(write));
   }
 
+  /** What is punched may be gone from the disk at once, or not: the crash decides. */
+  async punch(offset: number, length: number) {
+    await new Promise((resolve) => setImmediate(resolve));
+    if (this.#crashed) return;
+    const bytes = Buffer.alloc(length);
+    bytes.copy(this.content, offset);
+    this.#unsynced.push({ offset, bytes });
+  }
+
+  async read(target: Buffer, at: number, length: number, offset: number) {
+    await new Promise((resolve) => setImmediate(resolve));
+    return { bytesRead: this.content.copy(target, at, offset, offset + length) };
+  }
+
   /** The power goes: of the writes that were not synced, `survives` says which bytes landed. */
   crash(survives: () => boolean) {
     this.#crashed = true;
@@ -62,9 +76,17 @@ function openFragile() {
     table: { starts, digest: digestOf(Buffer.from("table")) },
     present: new Uint8Array(new SharedArrayBuffer(spanCount)),
     complete: false,
+    punch: (offset, length) => data.punch(offset, length),
+    usedAt: 0,
     log: silentLog,
   });
   return { data, map, file };
+}
+
+const pause = fc.record({ ticks: fc.integer({ min: 1, max: 12 }) });
+
+async function ticks(count: number) {
+  for (let tick = 0; tick < count; tick++) await new Promise((resolve) => setImmediate(resolve));
 }
 
 const spanContent = (span: number) => Buffer.alloc(spanBytes, span + 1);
@@ -73,17 +95,22 @@ void test("after a crash at any moment the map claims no span whose bytes are no
   const operation = fc.oneof(
     { weight: 6, arbitrary: fc.nat(spanCount - 1) },
     { weight: 1, arbitrary: fc.constant("flush" as const) },
-    { weight: 2, arbitrary: fc.constant("pause" as const) },
+    { weight: 3, arbitrary: pause },
+    {
+      weight: 2,
+      arbitrary: fc.array(fc.nat(spanCount - 1), { minLength: 1, maxLength: 12, size: "max" }),
+    },
   );
   await fc.assert(
     fc.asyncProperty(
-      fc.array(operation, { maxLength: 80 }),
+      fc.array(operation, { maxLength: 120, size: "max" }),
       fc.infiniteStream(fc.boolean()),
       async (operations, luck) => {
         const { data, map, file } = openFragile();
         for (const what of operations) {
           if (what === "flush") void file.flush();
-          else if (what === "pause") await new Promise((resolve) => setImmediate(resolve));
+          else if (typeof what === "object" && "ticks" in what) await ticks(what.ticks);
+          else if (Array.isArray(what)) void file.evict(what);
           else void file.write(what, spanContent(what));
         }
         data.crash(() => luck.next().value === true);
@@ -95,7 +122,7 @@ void test("after a crash at any moment the map claims no span whose bytes are no
         }
       },
     ),
-    { numRuns: 150 },
+    { numRuns: 200 },
   );
 });
 
@@ -134,6 +161,69 @@ void test("spans whose sync failed are given up", async () => {
   await assert.rejects(file.flush(), { code: "EIO" });
   assert.equal(file.has(2), false);
   assert.equal(map.durable[spanMapHeaderBytes + 2], 0);
+});
+
+void test("reads, writes and evictions in any order give right bytes, and free what went", async () => {
+  const span = fc.nat(spanCount - 1);
+  const operation = fc.oneof(
+    { weight: 4, arbitrary: fc.record({ write: span }) },
+    { weight: 4, arbitrary: fc.record({ read: span }) },
+    { weight: 2, arbitrary: fc.record({ evict: fc.array(span, { maxLength: 12, size: "max" }) }) },
+    { weight: 3, arbitrary: pause },
+  );
+  await fc.assert(
+    fc.asyncProperty(fc.array(operation, { maxLength: 120, size: "max" }), async (operations) => {
+      const { data, map, file } = openFragile();
+      const running: Promise<unknown>[] = [];
+      const readSpan = async (at: number) => {
+        if (!file.has(at)) return;
+        assert.deepEqual(await file.read(at * spanBytes, spanBytes), spanContent(at));
+      };
+      for (const what of operations) {
+        if ("ticks" in what) await ticks(what.ticks);
+        else if ("write" in what) running.push(file.write(what.write, spanContent(what.write)));
+        else if ("read" in what) running.push(readSpan(what.read));
+        else running.push(file.evict(what.evict));
+      }
+      await Promise.all(running);
+      await file.flush();
+      for (let at = 0; at < spanCount; at++) {
+        const bytes = file.has(at) ? spanContent(at) : Buffer.alloc(spanBytes);
+        assert.deepEqual(data.content.subarray(at * spanBytes, (at + 1) * spanBytes), bytes);
+        assert.equal(map.durable[spanMapHeaderBytes + at], file.has(at) ? 1 : 0);
+      }
+    }),
+    { numRuns: 200 },
+  );
+});
+
+void test("a span that is being read, or whose file is held, stays", async () => {
+  const { file } = openFragile();
+  for (const span of [1, 2, 3]) await file.write(span, spanContent(span));
+  const reading = file.read(spanBytes + 4, spanBytes);
+  assert.deepEqual(await file.evict([1, 2, 3]), { spans: 1, bytes: spanBytes });
+  assert.deepEqual(
+    [1, 2, 3].map((span) => file.has(span)),
+    [true, true, false],
+  );
+  assert.deepEqual(
+    await reading,
+    Buffer.concat([spanContent(1), spanContent(2)]).subarray(4, spanBytes + 4),
+  );
+  const release = file.hold();
+  assert.equal((await file.evict([1])).spans, 0);
+  release();
+  assert.equal((await file.evict([1])).spans, 1);
+});
+
+void test("a layer with a hole is not complete any more, and cannot become it", async () => {
+  const { map, file } = openFragile();
+  for (let span = 0; span < spanCount; span++) await file.write(span, spanContent(span));
+  await file.markComplete();
+  await file.evict([7]);
+  assert.equal(file.complete, false);
+  assert.equal(map.durable[spanMapStateOffset], 0);
+  await assert.rejects(file.markComplete(), { code: "DISK_FULL" });
 });
 
 void test("dropped spans are neither present nor claimed", async () => {

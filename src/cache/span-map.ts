@@ -15,6 +15,18 @@ export interface SpanTable {
   digest: Digest;
 }
 
+/** Index of the span that holds the byte at `offset`; the last one for what lies behind. */
+export function spanAt(starts: Float64Array, offset: number): number {
+  let low = 0;
+  let high = starts.length - 2;
+  while (low < high) {
+    const middle = (low + high + 1) >>> 1;
+    if ((starts[middle] ?? 0) <= offset) low = middle;
+    else high = middle - 1;
+  }
+  return low;
+}
+
 /** What a span map says apart from the spans. */
 export interface SpanMapHeader {
   spanCount: number;

@@ -20,6 +20,8 @@ export interface FuseLayer {
   spanStarts: Float64Array;
   /** For each span, non-zero if its bytes can be read from the data file. */
   spanPresent: Uint8Array;
+  /** For each span, set to 1 when it is read; whoever wants to know clears it. */
+  spanUsed?: Uint8Array;
   /** Makes the layer visible as a directory tree, too. */
   tree?: {
     /** The EROFS metadata image. */
@@ -110,7 +112,12 @@ export function readIfPresent(
     if (flag === 0) return false;
     seen.push(flag);
   }
-  return read() && seen.every((flag, at) => Atomics.load(spanPresent, first + at) === flag);
+  if (!read()) return false;
+  // Written only where it changes something, so that threads do not take the memory from each other.
+  for (let span = first; span < first + seen.length; span++) {
+    if (layer.spanUsed?.[span] === 0) layer.spanUsed[span] = 1;
+  }
+  return seen.every((flag, at) => Atomics.load(spanPresent, first + at) === flag);
 }
 
 /** Index of the span that holds the byte at `offset`. */

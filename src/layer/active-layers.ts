@@ -96,6 +96,7 @@ export class ActiveLayers {
         dataPath,
         spanStarts,
         spanPresent,
+        spanUsed: file.use.marks,
         ...(image === undefined ? {} : { tree: { image } }),
       });
       this.#active.set(record.number, { record, blob, index });

@@ -37,6 +37,7 @@ async function setUp(layer: FakeLayer, { bytesPerSecond }: { bytesPerSecond?: nu
   });
   const mismatched: LayerBlob[] = [];
   const fill = new BackgroundFill({
+    diskRoom: () => Infinity,
     delayMs: 0,
     ...(bytesPerSecond === undefined ? {} : { bytesPerSecond }),
     activity,

@@ -13,6 +13,8 @@ const stepBytes = 8 * 1024 * 1024;
 /** First and longest wait after a failure; it doubles in between. */
 const backoffMsMin = 1_000;
 const backoffMsMax = 5 * 60_000;
+/** How long a layer waits that has no room on disk. */
+const noRoomMs = 60_000;
 
 /** What {@link BackgroundFill} is made with. */
 export interface BackgroundFillOptions {
@@ -20,6 +22,8 @@ export interface BackgroundFillOptions {
   delayMs: number;
   /** Most uncompressed bytes a second; unlimited if absent. */
   bytesPerSecond?: number;
+  /** Bytes that may be written to disk before something else has to go. */
+  diskRoom: () => number;
   activity: DemandActivity;
   counters: LayerCounters;
   log: Log;
@@ -105,8 +109,11 @@ export class BackgroundFill {
     const { log } = this.#options;
     const layer = blob.head.layerDigest;
     try {
-      await this.#fetchRest(blob, signal);
-      await this.#check(blob, signal);
+      const done = await this.#fetchRest(blob, signal);
+      if (!done || !(await this.#check(blob, signal))) {
+        log.debug({ layer, retryMs: noRoomMs }, "there is no room to fill a layer");
+        this.#enqueue(blob, noRoomMs, backoffMs);
+      }
     } catch (error) {
       if (signal.aborted) return;
       if (isClipError(error, "CORRUPT_TAR")) {
@@ -124,17 +131,22 @@ export class BackgroundFill {
     }
   }
 
-  async #fetchRest(blob: LayerBlob, signal: AbortSignal): Promise<void> {
-    const { activity, bytesPerSecond } = this.#options;
+  /** Whether everything has been fetched; false: what is missing has no room on disk. */
+  async #fetchRest(blob: LayerBlob, signal: AbortSignal): Promise<boolean> {
+    const { activity, bytesPerSecond, diskRoom } = this.#options;
     // While one step is being fetched the one before is decoded and written.
     let before: Promise<void> = Promise.resolve();
     for (let next = 0; ;) {
       await activity.quiet(signal);
+      if (diskRoom() < missingBytes(blob.file)) {
+        await before;
+        return false;
+      }
       const startedAt = performance.now();
       const step = blob.fill(next, stepBytes, signal);
       step?.done.catch(() => {});
       await before;
-      if (step === undefined) return;
+      if (step === undefined) return true;
       before = step.done;
       next = step.next;
       if (bytesPerSecond === undefined) continue;
@@ -144,7 +156,19 @@ export class BackgroundFill {
     }
   }
 
-  async #check(blob: LayerBlob, signal: AbortSignal): Promise<void> {
+  /** Whether the layer could be checked; false: something of it had to go again. */
+  async #check(blob: LayerBlob, signal: AbortSignal): Promise<boolean> {
+    const release = blob.file.hold();
+    try {
+      if (missingBytes(blob.file) > 0) return false;
+      await this.#checkHeld(blob, signal);
+      return true;
+    } finally {
+      release();
+    }
+  }
+
+  async #checkHeld(blob: LayerBlob, signal: AbortSignal): Promise<void> {
     const { counters, log, verify, onMismatch } = this.#options;
     const { file, head } = blob;
     const layer = head.layerDigest;
@@ -173,4 +197,11 @@ export class BackgroundFill {
     }
     throw new ClipError("CORRUPT_LAYER", `${wrong.length} spans on disk had changed`);
   }
+}
+
+function missingBytes(file: LayerBlob["file"]): number {
+  let bytes = 0;
+  for (let span = 0; span < file.spanCount; span++)
+    if (!file.has(span)) bytes += file.lengthOf(span);
+  return bytes;
 }

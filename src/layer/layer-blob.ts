@@ -1,11 +1,11 @@
 /** The uncompressed tar of a layer as one virtual file, whatever part of it is local. */
 import { ClipError, isClipError } from "../base/errors.ts";
 import type { LayerFile } from "../cache/layer-file.ts";
+import { spanAt } from "../cache/span-map.ts";
 import type { LayerHead } from "../index/model.ts";
 import type { DemandActivity } from "./demand-activity.ts";
 import { ReadAhead } from "./read-ahead.ts";
 import { SpanFetcher, type SpanFetcherOptions } from "./span-fetcher.ts";
-import { spanAt } from "./span-source.ts";
 
 /** What {@link LayerBlob} is made with. */
 export interface LayerBlobOptions extends SpanFetcherOptions {

@@ -71,6 +71,11 @@ export class LayerMounts {
     return live.backing === "local" ? "local" : "fuse";
   }
 
+  /** Layers whose local file is, or was last, what their mount reads from. */
+  localDevices(): number[] {
+    return this.#options.records.mountsBackedBy("local");
+  }
+
   /** Where a layer is mounted, or will be. */
   path(number: number): string {
     return join(this.#options.directory, String(number));

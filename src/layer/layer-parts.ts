@@ -92,6 +92,13 @@ export class LayerParts {
     return undefined;
   }
 
+  /** The index of a layer if it is kept here. */
+  async takeKeptIndex({ number, layerDigest }: LayerRecord): Promise<LayerIndexReader | undefined> {
+    const kept = this.#freshIndexes.get(number) ?? (await this.#openIndex(layerDigest));
+    this.#freshIndexes.delete(number);
+    return kept;
+  }
+
   /** An index of another blob with the same contents, kept here or published. */
   async openAlternate(
     record: LayerRecord,

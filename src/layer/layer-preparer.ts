@@ -260,15 +260,17 @@ export class LayerPreparer {
     const { layerDigest, diffId, compressedSize } = target;
     layerMissed(log, layerDigest, { host: repository.host });
     const startedAt = performance.now();
-    const outputPath = await cache.pullPath(layerDigest);
+    const pull = await cache.beginPull(layerDigest, compressedSize);
+    const bounded = AbortSignal.any([signal, pull.signal]);
     try {
       const blob = registry.blob(repository, layerDigest, compressedSize);
       const compressed = blob.parallelStream({
         connections: pullConnections,
         chunkBytes: pullChunkBytes,
-        signal,
+        signal: bounded,
       });
-      const options = { spanBytes, layerDigest, diffId, outputPath, signal };
+      const outputPath = pull.path;
+      const options = { spanBytes, layerDigest, diffId, outputPath, signal: bounded };
       const { head, encoded, reader } = await buildLayerIndex(compressed, options);
       await indexes.put(layerDigest, encoded);
       await cache.adoptComplete(layerDigest, spanTableOf(head));
@@ -283,8 +285,10 @@ export class LayerPreparer {
       return reader;
     } catch (error) {
       counters.wholePullErrors++;
-      await cache.discardPull(layerDigest);
+      if (!signal.aborted) pull.signal.throwIfAborted();
       throw error;
+    } finally {
+      await pull.end();
     }
   }
 }

@@ -1,4 +1,5 @@
 /** What the layers of a node are opened with. */
+import type { DiskLimits } from "../cache/disk-space.ts";
 import type { IndexStore } from "../index/store.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { LayerSession } from "./active-layers.ts";
@@ -40,6 +41,8 @@ export interface LayersOptions {
   concurrentPulls?: number;
   /** Connections of one whole pull. Default: 4. */
   pullConnections?: number;
+  /** What the disk cache may take. Default: all that the disk has. */
+  diskLimits?: DiskLimits;
   /** Most bytes in memory for spans on their way. Default: 128 MiB. */
   memoryBytesMax?: number;
   log: Log;

@@ -1,8 +1,10 @@
 /** The layers of this node: made ready, mounted, read, filled, and let go. */
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
+import type { Digest } from "../base/digest.ts";
 import { ClipError, describeError } from "../base/errors.ts";
 import { DiskCache } from "../cache/disk-cache.ts";
+import type { DiskCacheState } from "../cache/evictor.ts";
 import { ErofsReader } from "../erofs/reader.ts";
 import { blobName, treeName, type FuseReadRequest } from "../fuse/session.ts";
 import type { Log } from "../telemetry/log.ts";
@@ -64,6 +66,10 @@ export class Layers {
     this.mode = options.mode;
     this.#log = log;
     this.#cache = cache;
+    cache.setUsers({
+      devices: () => this.#localDevices(),
+      ifUnused: (layerDigest, remove) => this.#ifUnused(layerDigest, remove),
+    });
     const { counters } = this;
     this.#budget = new ByteBudget(options.memoryBytesMax ?? 128 * MiB);
     const records = LayerRecords.open(join(root, "layers.db"));
@@ -139,6 +145,7 @@ export class Layers {
             ...(options.backgroundFillBytesPerSecond === undefined
               ? {}
               : { bytesPerSecond: options.backgroundFillBytesPerSecond }),
+            diskRoom: () => cache.room,
             activity,
             counters,
             log,
@@ -163,7 +170,9 @@ export class Layers {
       throw new ClipError("ARGUMENT_INVALID", "the paths of mounts must not contain commas");
     }
     await mkdir(root, { recursive: true, mode: 0o711 });
-    const cache = await DiskCache.open({ directory: join(root, "cache"), log });
+    const { diskLimits: limits } = options;
+    const directory = join(root, "cache");
+    const cache = await DiskCache.open({ directory, ...(limits && { limits }), log });
     const layers = new Layers(options, cache);
     await layers.#start();
     return layers;
@@ -216,7 +225,10 @@ export class Layers {
     const { diffId } = this.#record(number);
     return this.#queue.run(diffId, async () => {
       const record = this.#record(number);
-      const path = this.mode === "fuse" ? await this.#mountTree(record) : await this.#mount(record);
+      this.#cache.noteUse(record.layerDigest);
+      const release = this.#cache.hold(record.layerDigest);
+      const mounting = this.mode === "fuse" ? this.#mountTree(record) : this.#mount(record);
+      const path = await mounting.finally(release);
       return { path, opaqueRoot: record.opaqueRoot };
     });
   }
@@ -254,6 +266,11 @@ export class Layers {
     const all: LayerStatus[] = [];
     for (const record of this.#records.all()) all.push(await layerStatus(record, sources));
     return all;
+  }
+
+  /** What the disk cache takes and may take, and what has been evicted. */
+  get diskCache(): DiskCacheState {
+    return this.#cache.state;
   }
 
   /** What waits to be done now, or is being done. */
@@ -391,12 +408,36 @@ export class Layers {
     await this.#parts.ensureImage(record);
     const image = this.mode === "fuse" ? await this.#metaImages.load(layerDigest) : undefined;
     const complete = await this.#cache.completePath(layerDigest, size);
-    if (complete === undefined) {
-      const index = await this.#parts.takeIndex(record);
+    // Of a layer that is served span by span something can be evicted.
+    const bySpans = complete === undefined || this.#options.diskLimits !== undefined;
+    if (bySpans) {
+      const index =
+        complete === undefined
+          ? await this.#parts.takeIndex(record)
+          : await this.#parts.takeKeptIndex(record);
       if (index !== undefined) return this.#active.addPartial(record, index, image);
     }
     this.#active.addComplete(record, this.#cache.dataPath(layerDigest), image);
     return undefined;
+  }
+
+  #localDevices(): Set<Digest> {
+    const numbers = new Set(this.#mounts.localDevices());
+    const devices = this.#records.all().filter(({ number }) => numbers.has(number));
+    return new Set(devices.map(({ layerDigest }) => layerDigest));
+  }
+
+  async #ifUnused(layerDigest: Digest, remove: () => Promise<void>): Promise<boolean> {
+    const known = this.#records.all().find((record) => record.layerDigest === layerDigest);
+    // One that is not known is being made ready; one that is busy is wanted.
+    if (known === undefined || this.#queue.isBusy(known.diffId)) return false;
+    return this.#queue.run(known.diffId, async () => {
+      const { number } = known;
+      const isMounted = (await this.#mounts.current(number)) !== undefined;
+      if (isMounted || this.#active.has(number)) return false;
+      await remove();
+      return true;
+    });
   }
 
   #verify({ file, head }: LayerBlob, signal: AbortSignal): Promise<Verification> {

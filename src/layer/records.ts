@@ -187,6 +187,14 @@ export class LayerRecords {
       : undefined;
   }
 
+  /** Layers whose last mount has or had this backing. */
+  mountsBackedBy(backing: string): number[] {
+    const rows = this.#database
+      .prepare("SELECT number FROM layer WHERE mount_backing = ?")
+      .all(backing);
+    return rows.map((row) => Number(row["number"]));
+  }
+
   setMount(number: number, mount: MountRecord): void {
     // It need not be on disk: mounts do not survive what this would not survive.
     this.#database.exec("PRAGMA synchronous = NORMAL");

@@ -1,9 +1,10 @@
 /** Spans from a registry: a range of the compressed blob, inflated from a checkpoint. */
 import { ClipError, isClipError } from "../base/errors.ts";
+import { spanAt } from "../cache/span-map.ts";
 import { decodeSpan } from "../gzip/decode.ts";
 import type { LayerHead, Span } from "../index/model.ts";
 import type { Repository } from "../registry/reference.ts";
-import { spanAt, type SpanSource } from "./span-source.ts";
+import type { SpanSource } from "./span-source.ts";
 
 /** Spans that are decoded at the same time, in threads of the runtime. */
 const decodesMax = 3;

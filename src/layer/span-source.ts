@@ -53,18 +53,6 @@ export function spanTableOf(head: LayerHead): SpanTable {
   return { starts, digest: digestFromBytes(hash.digest()) };
 }
 
-/** The span that holds the byte at `offset`: the last one that starts at or before it. */
-export function spanAt(starts: Float64Array, offset: number): number {
-  let low = 0;
-  let high = starts.length - 2;
-  while (low < high) {
-    const middle = (low + high + 1) >>> 1;
-    if ((starts[middle] ?? 0) <= offset) low = middle;
-    else high = middle - 1;
-  }
-  return low;
-}
-
 function gap(head: LayerHead, span: number): ClipError {
   return new ClipError(
     "CORRUPT_INDEX",
