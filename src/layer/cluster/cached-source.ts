@@ -1,6 +1,7 @@
 /** Spans from the content cache: ranges of the uncompressed layer. */
 import { ClipError, describeError, isClipError } from "../../base/errors.ts";
 import type { ContentCache, ContentKey } from "../../cache/content/content-cache.ts";
+import { spanAt } from "../../cache/span-map.ts";
 import type { LayerHead } from "../../index/model.ts";
 import {
   rangeReadHit,
@@ -9,7 +10,7 @@ import {
   type CachedLayer,
 } from "../../telemetry/events.ts";
 import type { Log } from "../../telemetry/log.ts";
-import { spanAt, type SpanSource } from "../span-source.ts";
+import type { SpanSource } from "../span-source.ts";
 import type { Hedge } from "./hedge.ts";
 import type { SharedObjects } from "./shared-objects.ts";
 
