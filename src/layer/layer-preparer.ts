@@ -1,4 +1,5 @@
 /** Makes a layer ready: finds its index, or pulls it whole and indexes it in passing. */
+import { setTimeout as sleep } from "node:timers/promises";
 import { Semaphore } from "../base/concurrency.ts";
 import { ClipError, describeError } from "../base/errors.ts";
 import { spanBytesMax } from "../base/limits.ts";
@@ -126,16 +127,18 @@ export class LayerPreparer {
     const shared = cluster?.findIndex(target, signal);
     shared?.catch(() => {});
     if (cluster?.signs === true) {
-      const signed = await this.#adoptShared(target, await shared, signal);
+      // A cache that lets wait must not keep the registry from being asked.
+      const soon = await within(cluster.patienceMs, shared);
+      const signed = await this.#adoptShared(target, soon, signal);
       if (signed !== undefined) return { reader: signed, origin: "signed index" };
     }
     const inRegistry = this.#fromRegistry(target, signal);
     inRegistry.catch(() => {});
     const published = await inRegistry.then(({ reader }) => reader).catch(() => undefined);
     if (published !== undefined) return { reader: published, origin: "published index" };
-    if (checksLater) {
-      const unsigned = await this.#adoptShared(target, await shared, signal);
-      if (unsigned !== undefined) return { reader: unsigned, origin: "shared index" };
+    if (checksLater || cluster?.signs === true) {
+      const found = await this.#adoptShared(target, await shared, signal);
+      if (found !== undefined) return { reader: found, origin: "shared index" };
     }
     const { repositories } = await inRegistry;
     const reader = await this.#pulls.run(() => this.#pull(target, repositories, signal));
@@ -290,6 +293,20 @@ export class LayerPreparer {
     } finally {
       await pull.end();
     }
+  }
+}
+
+/** What `promise` gives within so many milliseconds; undefined when it takes longer. */
+async function within<Value>(
+  milliseconds: number,
+  promise: Promise<Value> | undefined,
+): Promise<Value | undefined> {
+  const timer = new AbortController();
+  const over = sleep(milliseconds, undefined, { signal: timer.signal }).catch(() => undefined);
+  try {
+    return await Promise.race([promise, over]);
+  } finally {
+    timer.abort();
   }
 }
 

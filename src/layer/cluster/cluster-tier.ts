@@ -79,6 +79,11 @@ export class ClusterTier {
     return this.#parts.indexKeys.length > 0;
   }
 
+  /** How long the registry is not asked for an index yet, in milliseconds. */
+  get patienceMs(): number {
+    return this.#parts.hedgeMsMax;
+  }
+
   /** The layer, as the content cache has it. */
   source(head: LayerHead): SpanSource {
     const { cache, log } = this.#parts;
