@@ -5,7 +5,7 @@
 import * as v from "valibot";
 import { logLevels } from "../telemetry/log.ts";
 import { contentCacheSchema, sharingSchema } from "./content-cache.ts";
-import { count, milliseconds, path } from "./values.ts";
+import { count, milliseconds, path, zeroOr } from "./values.ts";
 
 const MiB = 1024 * 1024;
 
@@ -102,6 +102,15 @@ export const configSchema = v.strictObject({
       concurrentPulls: v.optional(count(1, 64), 3),
       /** Connections of one whole pull. */
       pullConnections: v.optional(count(1, 64), 4),
+    }),
+    {},
+  ),
+  cache: v.optional(
+    v.strictObject({
+      /** Most bytes on disk of all layers; 0: no limit. */
+      bytesMax: v.optional(zeroOr(64 * MiB, 1024 * 1024 * 1024 * MiB), 0),
+      /** Bytes that layers leave free on their file system; 0: none in particular. */
+      freeBytesMin: v.optional(zeroOr(MiB, 1024 * 1024 * 1024 * MiB), 512 * MiB),
     }),
     {},
   ),

@@ -147,6 +147,7 @@ async function openLayers(
     ...(backgroundFill ? { backgroundFillDelayMs } : {}),
     concurrentPulls: config.layer.concurrentPulls,
     pullConnections: config.layer.pullConnections,
+    diskLimits: config.cache,
     log,
   });
   let session: FuseSession | undefined;
