@@ -16,6 +16,8 @@ export interface ClipOptions {
   containerdAddress: string;
   /** Its directory in the sandbox; `clip` by default. */
   name?: string;
+  /** Network namespace that it runs in. */
+  networkNamespace?: string | undefined;
   /** Written into its configuration file. */
   settings?: ClipSettings;
 }
@@ -61,6 +63,7 @@ export class ClipDaemon {
         ...["--containerd", this.#options.containerdAddress, "--config", this.configFile],
       ],
       env: toolEnvironment(),
+      networkNamespace: this.#options.networkNamespace,
       logFile: this.logFile,
       isReady: (output) => (output.match(READY)?.length ?? 0) > linesBefore,
     });

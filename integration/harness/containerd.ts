@@ -18,6 +18,8 @@ export interface ContainerdOptions {
   generation: ContainerdGeneration;
   /** Its directory in the sandbox; `containerd` by default. */
   name?: string;
+  /** Network namespace that it runs in. */
+  networkNamespace?: string | undefined;
   /** clip's socket; without it containerd knows only its own snapshotters. */
   clipAddress?: string;
   /** What CRI uses; `clip` where clip is there, else `overlayfs`. */
@@ -37,6 +39,7 @@ export class Containerd {
   readonly directory: string;
   readonly sandbox: Sandbox;
   readonly #environment: Record<string, string>;
+  readonly #networkNamespace: string | undefined;
   #service: Service | undefined;
 
   private constructor(sandbox: Sandbox, options: ContainerdOptions) {
@@ -44,6 +47,7 @@ export class Containerd {
     this.sandbox = sandbox;
     this.directory = sandbox.path(options.name ?? "containerd");
     this.address = path.join(this.directory, "containerd.sock");
+    this.#networkNamespace = options.networkNamespace;
     this.#environment = {
       ...toolEnvironment([containerdDirectory(options.generation)]),
       // Temporary mounts of client and server, too, stay in the sandbox.
@@ -73,6 +77,7 @@ export class Containerd {
       command: path.join(containerdDirectory(this.generation), "containerd"),
       args: ["--config", path.join(this.directory, "config.toml")],
       env: this.#environment,
+      networkNamespace: this.#networkNamespace,
       logFile: this.logFile,
       isReady: async () => existsSync(this.address) && (await this.#answers()),
     });

@@ -43,9 +43,22 @@ export interface TestRegistry {
 
 /** Starts a registry with its files below `name` in the sandbox. */
 export async function startRegistry(sandbox: Sandbox, name = "registry"): Promise<TestRegistry> {
+  const { port } = await startRegistryServer(sandbox, name, "127.0.0.1");
+  const proxy = new CountingProxy(port);
+  await proxy.start();
+  sandbox.onClose("registry", () => proxy.stop());
+  return proxy;
+}
+
+/** Starts a registry alone; nobody counts. */
+export async function startRegistryServer(
+  sandbox: Sandbox,
+  name: string,
+  address: string,
+): Promise<{ port: number }> {
   const directory = await sandbox.subdirectory(name);
   const configFile = sandbox.path(name, "config.yml");
-  await writeFile(configFile, configOf(directory));
+  await writeFile(configFile, configOf(directory, address));
   const logFile = sandbox.path(name, "log");
   const service = await Service.start({
     name: "docker-registry",
@@ -53,19 +66,15 @@ export async function startRegistry(sandbox: Sandbox, name = "registry"): Promis
     args: ["serve", configFile],
     env: toolEnvironment(),
     logFile,
-    isReady: (output) => /listening on 127\.0\.0\.1:\d+/.test(output),
+    isReady: (output) => LISTENING.test(output),
   });
-  const backendPort = Number(/listening on 127\.0\.0\.1:(\d+)/.exec(service.output())?.[1]);
-  const proxy = new CountingProxy(backendPort);
-  await proxy.start();
-  sandbox.onClose("registry", async () => {
-    await proxy.stop();
-    await service.stop();
-  });
-  return proxy;
+  sandbox.onClose("docker-registry", () => service.stop());
+  return { port: Number(LISTENING.exec(service.output())?.[1]) };
 }
 
-function configOf(directory: string): string {
+const LISTENING = /listening on [\d.]+:(\d+)/;
+
+function configOf(directory: string, address: string): string {
   // JSON is YAML.
   return JSON.stringify({
     version: 0.1,
@@ -74,7 +83,7 @@ function configOf(directory: string): string {
       filesystem: { rootdirectory: `${directory}/data` },
       delete: { enabled: true },
     },
-    http: { addr: "127.0.0.1:0", secret: "test" },
+    http: { addr: `${address}:0`, secret: "test" },
   });
 }
 

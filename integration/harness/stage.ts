@@ -15,7 +15,7 @@ export type MountMode = (typeof mountModes)[number] | "auto";
 /** How a node is started. */
 export interface StageOptions extends Omit<ContainerdOptions, "clipAddress"> {
   mode: MountMode;
-  registry: TestRegistry;
+  registry: Pick<TestRegistry, "host">;
   /** Further settings of clip. */
   settings?: ClipSettings;
 }
@@ -32,6 +32,7 @@ export async function startStage(sandbox: Sandbox, options: StageOptions): Promi
   const clip = await ClipDaemon.start(sandbox, {
     containerdAddress: sandbox.path(`${name}-containerd`, "containerd.sock"),
     name: `${name}-clip`,
+    networkNamespace: options.networkNamespace,
     settings: {
       ...options.settings,
       log: { level: "debug" },
