@@ -14,7 +14,7 @@ import { openLog } from "../src/telemetry/log.ts";
 export type NodeSettings = Partial<
   Pick<
     LayersOptions,
-    "backgroundFillDelayMs" | "memoryBytesMax" | "findIndexes" | "cluster" | "log"
+    "backgroundFillDelayMs" | "memoryBytesMax" | "diskLimits" | "findIndexes" | "cluster" | "log"
   >
 > & { mode?: LayersOptions["mode"] | "auto"; lookup?: boolean };
 

@@ -1,0 +1,201 @@
+/** A disk cache that is smaller than what is read through it. */
+import assert from "node:assert/strict";
+import { createHash, randomBytes } from "node:crypto";
+import { mkdir, truncate, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { after, before, describe, test } from "node:test";
+import type { Digest } from "../src/base/digest.ts";
+import { createImageIndex } from "../src/index/create.ts";
+import type { LayerTarget } from "../src/layer/target.ts";
+import { RegistryClient } from "../src/registry/client.ts";
+import { parseReference } from "../src/registry/reference.ts";
+import { silentLog } from "../src/telemetry/log.ts";
+import { run } from "./harness/command.ts";
+import { makeImage, makeLayer, pushImage } from "./harness/image.ts";
+import { startRegistry, type TestRegistry } from "./harness/registry.ts";
+import { Sandbox } from "./harness/sandbox.ts";
+import { openNode, type LayerNode, type NodeSettings } from "./layer-node.ts";
+
+const MiB = 1 << 20;
+const layerBytes = 64 * MiB;
+const spanBytes = MiB / 2;
+
+let sandbox: Sandbox;
+let registry: TestRegistry;
+let indexed: LayerTarget;
+let plain: LayerTarget;
+/** sha256 over every file of the layer, in order. */
+let content: string;
+
+before(async () => {
+  sandbox = await Sandbox.create();
+  registry = await startRegistry(sandbox);
+  const source = await sandbox.subdirectory("source");
+  const digest = createHash("sha256");
+  for (let at = 0; at < 32; at++) {
+    // Lengths that put the ends of files anywhere in spans and blocks.
+    const bytes = randomBytes(layerBytes / 32 - at * 997);
+    digest.update(bytes);
+    await writeFile(join(source, `f${String(at).padStart(2, "0")}`), bytes);
+  }
+  content = digest.digest("hex");
+  const tar = sandbox.path("layer.tar");
+  await run("tar", ["-C", source, "--sort=name", "--format=pax", "-cf", tar, "."]);
+  indexed = await push("indexed", tar, true);
+  const other = sandbox.path("other.tar");
+  await run("tar", ["-C", source, "--sort=name", "--format=gnu", "-cf", other, "."]);
+  plain = await push("plain", other, false);
+});
+after(() => sandbox?.close());
+
+async function push(name: string, tar: string, index: boolean): Promise<LayerTarget> {
+  const layer = await makeLayer(tar, "gzip -1");
+  const image = makeImage([layer]);
+  const reference = await pushImage(image, registry.host, name);
+  if (index) {
+    const client = new RegistryClient({ dockerConfig: "/nonexistent", log: silentLog });
+    const options = { registry: client, spanBytes, push: true };
+    await createImageIndex({ reference: parseReference(reference), ...options });
+    await client.close();
+  }
+  return {
+    layerDigest: layer.digest as Digest,
+    diffId: layer.diffId as Digest,
+    compressedSize: layer.size,
+    mediaType: layer.mediaType,
+    manifestDigest: image.digest as Digest,
+    repositories: [{ host: registry.host, name }],
+  };
+}
+
+async function onNode(
+  directory: string,
+  settings: NodeSettings,
+  work: (node: LayerNode) => Promise<void>,
+): Promise<void> {
+  const node = await openNode(directory, settings);
+  try {
+    await work(node);
+  } finally {
+    await node.close();
+  }
+}
+
+/** sha256 over all files, as another process reads them: this one serves them. */
+async function read(path: string): Promise<string> {
+  return (await run("sh", ["-c", 'cat "$1"/f* | sha256sum', "sh", path])).slice(0, 64);
+}
+
+/** Forgets what the kernel has of all files. */
+async function dropCaches(): Promise<void> {
+  await writeFile("/proc/sys/vm/drop_caches", "1");
+}
+
+/** A file system of so many bytes. */
+async function smallDisk(name: string, bytes: number): Promise<string> {
+  const image = sandbox.path(`${name}.ext4`);
+  await writeFile(image, "");
+  await truncate(image, bytes);
+  await run("mkfs.ext4", ["-q", "-m", "0", image]);
+  const directory = sandbox.path(name);
+  await mkdir(directory);
+  await run("mount", ["-o", "loop", image, directory]);
+  sandbox.onClose(name, async () => {
+    await run("umount", [directory]);
+  });
+  return directory;
+}
+
+async function diskBytes(directory: string): Promise<number> {
+  const output = await run("du", ["-s", "--block-size=1", join(directory, "root/cache")]);
+  return Number.parseInt(output, 10);
+}
+
+for (const mode of ["erofs", "fuse"] as const) {
+  describe(`layers mounted with ${mode}, larger than their room on disk`, () => {
+    test("read right however often and by however many, and the limit is kept", async () => {
+      const directory = await sandbox.subdirectory(`limit-${mode}`);
+      const diskLimits = { bytesMax: 16 * MiB, freeBytesMin: 0 };
+      await onNode(directory, { mode, diskLimits }, async ({ layers }) => {
+        const number = await layers.ensure(indexed);
+        const { path } = await layers.mount(number);
+        assert.equal(await read(path), content);
+        await dropCaches();
+        const readers = [read(path), read(path), read(path)];
+        assert.deepEqual(await Promise.all(readers), [content, content, content]);
+        const { bytes, evicted } = layers.diskCache;
+        assert.ok(evicted.spans > 96, `${evicted.spans} spans were evicted`);
+        assert.ok(bytes <= diskLimits.bytesMax, `${bytes} bytes`);
+        assert.ok((await diskBytes(directory)) <= diskLimits.bytesMax + MiB);
+        assert.ok((await layers.usage(number)).bytes <= diskLimits.bytesMax + 2 * MiB);
+        assert.equal(layers.counters.readErrors, 0);
+      });
+    });
+
+    test("read right when the disk itself is full", async () => {
+      const directory = await smallDisk(`full-${mode}`, 48 * MiB);
+      await onNode(directory, { mode }, async ({ layers }) => {
+        const { path } = await layers.mount(await layers.ensure(indexed));
+        assert.equal(await read(path), content);
+        await dropCaches();
+        assert.deepEqual(await Promise.all([read(path), read(path)]), [content, content]);
+        assert.ok(layers.diskCache.evicted.spans > 0);
+        assert.equal(layers.counters.readErrors, 0);
+      });
+    });
+
+    test("leave so much free as is asked for", async () => {
+      const directory = await smallDisk(`floor-${mode}`, 64 * MiB);
+      const diskLimits = { bytesMax: 0, freeBytesMin: 24 * MiB };
+      await onNode(directory, { mode, diskLimits }, async ({ layers }) => {
+        const { path } = await layers.mount(await layers.ensure(indexed));
+        assert.equal(await read(path), content);
+        assert.ok(layers.diskCache.evicted.spans > 0);
+        const free = await run("df", ["--output=avail", "--block-size=1", directory]);
+        assert.ok(Number(free.split("\n")[1]) >= diskLimits.freeBytesMin - MiB, free);
+      });
+    });
+
+    test("are as they were after the daemon has died", async () => {
+      const directory = await sandbox.subdirectory(`died-${mode}`);
+      const settings = { mode, diskLimits: { bytesMax: 16 * MiB, freeBytesMin: 0 } };
+      const node = await openNode(directory, settings);
+      const { path } = await node.layers.mount(await node.layers.ensure(indexed));
+      assert.equal(await read(path), content);
+      await node.die();
+      await dropCaches();
+      await onNode(directory, settings, async ({ layers }) => {
+        const mounted = await layers.mount(await layers.ensure(indexed));
+        assert.equal(await read(mounted.path), content);
+      });
+    });
+
+    test("are not pulled whole", async () => {
+      const directory = await sandbox.subdirectory(`pull-${mode}`);
+      const diskLimits = { bytesMax: 40 * MiB, freeBytesMin: 0 };
+      await onNode(directory, { mode, diskLimits }, async ({ layers }) => {
+        await assert.rejects(layers.ensure(plain), { code: "DISK_FULL" });
+        assert.ok((await diskBytes(directory)) < MiB);
+        assert.equal(layers.diskCache.evicted.refused, 1);
+      });
+    });
+
+    test("make room for others when nobody uses them any more", async () => {
+      const directory = await sandbox.subdirectory(`unused-${mode}`);
+      await onNode(directory, { mode }, async ({ layers }) => {
+        await layers.ensure(plain);
+        assert.ok((await diskBytes(directory)) >= layerBytes - MiB);
+      });
+      const diskLimits = { bytesMax: 70 * MiB, freeBytesMin: 0 };
+      await onNode(directory, { mode, diskLimits }, async ({ layers }) => {
+        const { path } = await layers.mount(await layers.ensure(indexed));
+        assert.equal(await read(path), content);
+        assert.equal(layers.diskCache.evicted.layers, 1);
+        assert.ok((await diskBytes(directory)) <= diskLimits.bytesMax);
+        // It comes back like any other.
+        const other = await layers.mount(await layers.ensure(plain));
+        assert.equal(await read(other.path), content);
+      });
+    });
+  });
+}
