@@ -174,6 +174,7 @@ export class Evictor implements SpaceKeeper {
     const freed = layers.bytes + (await this.#evictSpans(target - layers.bytes));
     this.counters.bytes += freed;
     if (freed < target) this.#fruitlessAt = performance.now();
+    if (freed === 0) this.#options.log.warn({ target }, "the disk cache is full of layers in use");
     // Counts what the file system really gave back.
     await this.#space.measure();
     const durationMs = Math.round(performance.now() - startedAt);

@@ -72,7 +72,8 @@ function tierRows({ tiers }: NodeStatus): string[][] {
   ]);
 }
 
-function workRows({ reads, hitRatio, wholePulls, fallbacks, queues }: NodeStatus): string[][] {
+function workRows(state: NodeStatus): string[][] {
+  const { reads, hitRatio, wholePulls, fallbacks, queues, diskCache } = state;
   const share = (value: number | null) => (value === null ? "-" : formatShare(value));
   const reasons = Object.entries(fallbacks).map(
     ([reason, count]) => `${count} ${reason.replaceAll("_", " ")}`,
@@ -95,9 +96,18 @@ function workRows({ reads, hitRatio, wholePulls, fallbacks, queues }: NodeStatus
     ],
     ["to fill", `${fill} layers`],
     ["to store", `${stores} layers`],
+    ["disk cache", diskCacheText(diskCache)],
     ["memory", `${formatBytes(memoryBytes)} of ${formatBytes(memoryBytesMax)} for spans`],
     ["fallbacks", reasons.length === 0 ? "none" : reasons.join(", ")],
   ];
+}
+
+function diskCacheText({ bytes, bytesMax, evicted }: NodeStatus["diskCache"]): string {
+  const limit = bytesMax === 0 ? "" : ` of ${formatBytes(bytesMax)}`;
+  return (
+    `${formatBytes(bytes)}${limit}, ${formatBytes(evicted.bytes)} evicted ` +
+    `(${evicted.spans} spans, ${evicted.layers} layers), ${evicted.refused} refused`
+  );
 }
 
 // A layer of which a byte is missing is not shown as all there.

@@ -49,6 +49,12 @@ export function fakeNode(): NodeParts {
         memoryBytes: 1_048_576,
         memoryBytesMax: 134_217_728,
       }),
+      diskCache: {
+        bytes: 5_000_000,
+        bytesMax: 100_000_000,
+        freeBytesMin: 536_870_912,
+        evicted: { spans: 7, bytes: 7_340_032, layers: 1, refused: 2 },
+      },
       status: async () => [fakeLayerStatus(1, 40_000_000, 4_000_000), fakeLayerStatus(2, 1e6, 1e6)],
     },
     session: { requestCounts: () => ({ READ: 100, LOOKUP: 3 }), pendingReads: 4 },

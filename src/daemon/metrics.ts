@@ -129,6 +129,31 @@ function addLayerMetrics(page: MetricsPage<NodeState>): void {
     "Bytes on disk of layers, their span maps and their metadata images.",
     ({ layers }) => sum(layers.map(({ diskBytes }) => diskBytes)),
   );
+  page.gauge(
+    "clip_disk_cache_limit_bytes",
+    "Most bytes of layers and span maps; 0: no limit.",
+    ({ diskCache }) => diskCache.bytesMax,
+  );
+  page.counter(
+    "clip_evicted_bytes_total",
+    "Bytes of spans and layers that had to make room on disk.",
+    ({ diskCache }) => diskCache.evicted.bytes,
+  );
+  page.counter(
+    "clip_evicted_spans_total",
+    "Spans that had to make room.",
+    ({ diskCache }) => diskCache.evicted.spans,
+  );
+  page.counter(
+    "clip_evicted_layers_total",
+    "Layers without users that had to make room as a whole.",
+    ({ diskCache }) => diskCache.evicted.layers,
+  );
+  page.counter(
+    "clip_disk_cache_refusals_total",
+    "Spans and whole pulls for which no room could be made.",
+    ({ diskCache }) => diskCache.evicted.refused,
+  );
   page.counter(
     "clip_whole_pulls_total",
     "Layers pulled whole for want of a layer index.",

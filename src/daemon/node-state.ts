@@ -1,6 +1,7 @@
 /** All that telemetry tells of a node, read in one go. */
 import type { CacheCount } from "../cache/content/cache-counters.ts";
 import type { ClusterCounters } from "../layer/cluster/cluster-options.ts";
+import type { DiskCacheState } from "../cache/evictor.ts";
 import type { LayerCounters } from "../layer/counters.ts";
 import type { LayerQueues, LayerStatus } from "../layer/layer-status.ts";
 import type { SnapshotCounts } from "../snapshotter/snapshotter.ts";
@@ -14,6 +15,7 @@ export interface NodeParts {
     /** Undefined where layers are not shared. */
     clusterCounters?: ClusterCounters | undefined;
     queues(): LayerQueues;
+    diskCache: DiskCacheState;
     status(): Promise<LayerStatus[]>;
   };
   session: { requestCounts(): Record<string, number>; pendingReads: number };
@@ -28,6 +30,7 @@ export interface NodeState {
   mode: "erofs" | "fuse";
   layers: LayerStatus[];
   queues: LayerQueues;
+  diskCache: DiskCacheState;
   counters: LayerCounters;
   cluster: ClusterCounters | undefined;
   snapshots: SnapshotCounts;
@@ -49,6 +52,7 @@ export async function readNodeState(parts: NodeParts): Promise<NodeState> {
     mode: layers.mode,
     layers: status,
     queues: layers.queues(),
+    diskCache: layers.diskCache,
     counters: layers.counters,
     cluster: layers.clusterCounters,
     snapshots: snapshots.snapshotCounts(),

@@ -1,5 +1,6 @@
 /** What `/status` answers: the node in a form for programs, which `clip status` prints. */
 import { version } from "../base/version.ts";
+import type { DiskCacheState } from "../cache/evictor.ts";
 import type { LayerQueues, LayerStatus } from "../layer/layer-status.ts";
 import type { SnapshotCounts } from "../snapshotter/snapshotter.ts";
 import { quantileOf } from "../telemetry/latencies.ts";
@@ -47,6 +48,8 @@ export interface NodeStatus {
   wholePulls: { done: number; failed: number; compressedBytes: number };
   fallbacks: Record<string, number>;
   queues: LayerQueues;
+  /** Layers and their span maps on disk. */
+  diskCache: DiskCacheState;
   /** Calls of content caches by cache, operation and outcome; null when none is configured. */
   contentCache: { cache: string; operation: string; outcome: string; calls: number }[] | null;
 }
@@ -91,6 +94,7 @@ export function nodeStatus(state: NodeState, { root, address }: NodePlace): Node
     },
     fallbacks: Object.fromEntries(state.fallbacks),
     queues: state.queues,
+    diskCache: state.diskCache,
     contentCache:
       contentCache?.counts.map(({ cache, operation, outcome, calls }) => ({
         cache,

@@ -1,5 +1,5 @@
 /** Fetches the missing spans of one layer: each once, however many readers wait for it. */
-import { ClipError, describeError } from "../base/errors.ts";
+import { ClipError, describeError, isClipError } from "../base/errors.ts";
 import type { LayerFile } from "../cache/layer-file.ts";
 import type { LayerHead } from "../index/model.ts";
 import type { Log } from "../telemetry/log.ts";
@@ -235,10 +235,10 @@ export class SpanFetcher {
       await this.#file.write(span, bytes);
     } catch (error) {
       this.#counters.writeErrors++;
-      this.#log.warn(
-        { layer: this.#head.layerDigest, span, error: describeError(error) },
-        "a span could not be kept on disk",
-      );
+      const fields = { layer: this.#head.layerDigest, span, error: describeError(error) };
+      // Of a full disk the cache itself tells, once for many spans.
+      const level = isClipError(error, "DISK_FULL") ? "debug" : "warn";
+      this.#log[level](fields, "a span could not be kept on disk");
     }
   }
 }
