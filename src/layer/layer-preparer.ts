@@ -12,7 +12,7 @@ import type { IndexStore } from "../index/store.ts";
 import type { Repository } from "../registry/reference.ts";
 import { layerCached, layerMissed } from "../telemetry/events.ts";
 import type { Log } from "../telemetry/log.ts";
-import type { ClusterTier, SharedIndex } from "./cluster/cluster-tier.ts";
+import type { ClusterTier } from "./cluster/cluster-tier.ts";
 import type { LayerCounters } from "./counters.ts";
 import { splitPaths } from "./implied-directories.ts";
 import type { IndexLookup } from "./index-lookup.ts";
@@ -156,10 +156,10 @@ export class LayerPreparer {
 
   async #adoptShared(
     target: LayerTarget,
-    shared: SharedIndex | undefined,
+    shared: PublishedIndex | undefined,
     signal: AbortSignal,
   ): Promise<LayerIndexReader | undefined> {
-    return shared === undefined ? undefined : this.#adopt(target, [shared.index], signal);
+    return shared === undefined ? undefined : this.#adopt(target, [shared], signal);
   }
 
   async #localIndex(target: LayerTarget): Promise<LayerIndexReader | undefined> {

@@ -18,9 +18,6 @@ import type { SharedObjects } from "./shared-objects.ts";
 const requestBytes = 2 * 1024 * 1024;
 const parallelRequests = 3;
 
-/** Name of the tier, in counters and the log. */
-export const contentCacheTier = "content_cache";
-
 /** What {@link CachedSource} is made with. */
 export interface CachedSourceOptions {
   head: LayerHead;
@@ -41,7 +38,7 @@ interface Piece {
 
 /** One layer in the content cache. What comes from there is not trusted. */
 export class CachedSource implements SpanSource {
-  readonly name = contentCacheTier;
+  readonly name = "content_cache";
   readonly mayEndEarly = true;
   readonly patience: Hedge;
   readonly #options: CachedSourceOptions;

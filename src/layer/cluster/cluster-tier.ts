@@ -34,13 +34,6 @@ export interface ClusterTierParts extends ClusterOptions {
   log: Log;
 }
 
-/** A layer index from the content cache. */
-export interface SharedIndex {
-  index: PublishedIndex;
-  /** It is signed by the cluster: as good as one that this node has built. */
-  vouchedFor: boolean;
-}
-
 /** See the module. Owns the queue of stores, but not the cache. */
 export class ClusterTier {
   readonly counters: ClusterCounters = {
@@ -100,7 +93,7 @@ export class ClusterTier {
    * Trouble with the cache is logged and counts as none.
    * @throws ClipError ABORTED
    */
-  async findIndex(target: LayerTarget, signal: AbortSignal): Promise<SharedIndex | undefined> {
+  async findIndex(target: LayerTarget, signal: AbortSignal): Promise<PublishedIndex | undefined> {
     const { layerDigest } = target;
     const key = this.#objects.indexKey(layerDigest);
     if (this.#misleading.has(layerDigest) || !this.#objects.isWorthAsking(key)) return undefined;
@@ -173,7 +166,7 @@ export class ClusterTier {
     key: ContentKey,
     { layerDigest }: LayerTarget,
     signal: AbortSignal,
-  ): Promise<SharedIndex | undefined> {
+  ): Promise<PublishedIndex | undefined> {
     const { cache, indexKeys } = this.#parts;
     const beginning = Buffer.allocUnsafeSlow(sealedBytesMin);
     if ((await cache.read(key, 0, beginning, { signal })) === undefined) {
@@ -187,11 +180,10 @@ export class ClusterTier {
       return undefined;
     }
     const encoded = Buffer.concat([beginning, rest]).subarray(indexOffset, end);
-    const vouchedFor = isVouchedFor(layerDigest, encoded, mac, indexKeys);
-    if (this.signs && !vouchedFor) {
+    if (this.signs && !isVouchedFor(layerDigest, encoded, mac, indexKeys)) {
       throw new ClipError("CORRUPT_INDEX", "the shared index is not signed by this cluster");
     }
-    return { index: asPublished(encoded), vouchedFor };
+    return asPublished(encoded);
   }
 
   #quarantine(head: LayerHead, from: string): void {
