@@ -8,6 +8,7 @@ import type { CacheEvent } from "../cache/content/with-metrics.ts";
 import type { Config } from "../config/schema.ts";
 import type { ContentCacheConfig } from "../config/content-cache.ts";
 import type { ClusterOptions } from "../layer/cluster/cluster-options.ts";
+import { contentCacheLeftAlone, contentCacheUsedAgain } from "../telemetry/events.ts";
 import type { Log } from "../telemetry/log.ts";
 
 /** Characters of a key of the cluster: as many as the MAC has bytes. */
@@ -48,9 +49,9 @@ export async function openSharing(
       if (event.outcome === "error") tell(event);
     },
     onBreaker: ({ cache: name, state, error }) => {
-      const fields = { cache: name, ...(error && { error: describeError(error) }) };
-      if (state === "open") log.warn(fields, "a content cache is left alone for a while");
-      else log.info(fields, "a content cache is used again");
+      const reason = error === undefined ? undefined : describeError(error);
+      if (state === "open") contentCacheLeftAlone(log, { cache: name, error: reason });
+      else contentCacheUsedAgain(log, { cache: name });
     },
   });
   const { storeBytesPerSecondMax, keyDerivation, store, hedgeMsMin, hedgeMsMax } = sharing;
