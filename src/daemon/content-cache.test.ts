@@ -31,7 +31,7 @@ test("without a content cache nothing is shared", async () => {
 test("what is configured is opened, and its calls are counted", async () => {
   const keys = await file("keys", `${"a".repeat(40)}\n\n${"b".repeat(32)}\n`);
   const sharing = await open(`${shared()}[sharing]\nindex_key_file = "${keys}"\nhedge_ms_min = 9`);
-  const { cluster, counters, close } = sharing ?? assert.fail();
+  const { cluster, counters } = sharing ?? assert.fail();
   assert.deepEqual(
     cluster.indexKeys.map((key) => key.length),
     [40, 32],
@@ -47,7 +47,7 @@ test("what is configured is opened, and its calls are counted", async () => {
       .map(({ cache, operation, outcome, calls }) => [cache, operation, outcome, calls]),
     [["directory", "has", "miss", 1]],
   );
-  await close();
+  await sharing?.close();
 });
 
 test("servers are not asked anything at the start", async () => {
