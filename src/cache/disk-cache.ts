@@ -13,6 +13,7 @@ import {
 import { join } from "node:path";
 import { digestFromKey, digestKey, type Digest } from "../base/digest.ts";
 import { ClipError, describeError } from "../base/errors.ts";
+import { KeyedQueue } from "../base/keyed-queue.ts";
 import { punchHole } from "../os/libc.ts";
 import type { Log } from "../telemetry/log.ts";
 import { DiskSpace, type DiskLimits, type FileOnDisk } from "./disk-space.ts";
@@ -72,6 +73,8 @@ export class DiskCache {
   /** When layers were last used, in milliseconds since 1970, as far as it was noted. */
   readonly #usedAt = new Map<Digest, number>();
   readonly #evictor: Evictor;
+  /** Opening and evicting one layer exclude each other. */
+  readonly #queue = new KeyedQueue();
   #users: LayerUsers = {
     devices: () => new Set(),
     ifUnused: async (_, remove) => {
@@ -130,25 +133,29 @@ export class DiskCache {
    * span table; otherwise the file starts empty.
    * @throws ClipError DISK_FULL
    */
-  async openLayer(layerDigest: Digest, table: SpanTable): Promise<LayerFile> {
+  openLayer(layerDigest: Digest, table: SpanTable): Promise<LayerFile> {
+    return this.#queue.run(layerDigest, () => this.#openLayer(layerDigest, table));
+  }
+
+  async #openLayer(layerDigest: Digest, table: SpanTable): Promise<LayerFile> {
     if (this.#open.has(layerDigest)) {
       throw new ClipError("ARGUMENT_INVALID", `the cache file of ${layerDigest} is open already`);
     }
     await this.#settling.get(layerDigest);
     const { dataPath, mapPath } = this.#paths(layerDigest);
     const found = await readMatchingMap(dataPath, mapPath, table);
-    if (found === undefined) await this.#createEmpty(dataPath, mapPath, table);
+    if (found === undefined) {
+      await this.#createEmpty(dataPath, mapPath, table);
+      this.#evictor.added((await stat(mapPath)).blocks * 512);
+    }
 
     const present = new Uint8Array(new SharedArrayBuffer(table.starts.length - 1));
     if (found !== undefined) present.set(found.complete ? present.fill(1) : found.present);
-    const handles: FileHandle[] = [];
-    try {
-      handles.push(await open(dataPath, "r+"), await open(mapPath, "r+"));
-    } catch (error) {
-      await Promise.all(handles.map((handle) => handle.close()));
+    const data = await open(dataPath, "r+");
+    const map = await open(mapPath, "r+").catch(async (error: unknown) => {
+      await data.close();
       throw error;
-    }
-    const [data, map] = handles as [FileHandle, FileHandle];
+    });
     const punch = (offset: number, length: number) => punchHole(data.fd, offset, length);
     if (found !== undefined) await this.#freeUnclaimed(data, table, present, punch);
     const file = new LayerFile({
@@ -291,11 +298,12 @@ export class DiskCache {
   async #removeUnused(digest: Digest): Promise<boolean> {
     const { dataPath, mapPath } = this.#paths(digest);
     let removed = false;
-    await this.#users.ifUnused(digest, async () => {
+    const remove = async () => {
       if (this.#open.has(digest) || this.#settling.has(digest)) return;
       await removeLayerFile(dataPath, mapPath);
       removed = true;
-    });
+    };
+    await this.#users.ifUnused(digest, () => this.#queue.run(digest, remove));
     return removed;
   }
 

@@ -90,14 +90,21 @@ export class Evictor implements SpaceKeeper {
   async admit(bytes: number): Promise<(written: boolean) => void> {
     await this.#space.refresh();
     const done = this.#space.reserve(bytes);
-    if (this.#space.excess("high") > 0) {
-      const running = this.#makeRoom();
-      if (this.#space.excess("limit") > 0) await this.#wait(running);
+    if (this.#space.excess("high") > 0) void this.#makeRoom();
+    // What is under way now may have begun too early to count this one in.
+    for (let attempt = 0; attempt < 2 && this.#space.excess("limit") > 0; attempt++) {
+      await this.#wait(this.#makeRoom());
     }
     if (this.#space.excess("limit") <= 0) return done;
     done(false);
     this.counters.refused++;
     throw diskFull();
+  }
+
+  /** `bytes` were written that nobody was asked for. */
+  added(bytes: number): void {
+    this.#space.reserve(bytes)(true);
+    if (this.#space.excess("high") > 0) void this.#makeRoom();
   }
 
   async relieve(bytes: number): Promise<boolean> {
@@ -173,8 +180,10 @@ export class Evictor implements SpaceKeeper {
     const layers = await this.#evictLayers(files, target);
     const freed = layers.bytes + (await this.#evictSpans(target - layers.bytes));
     this.counters.bytes += freed;
-    if (freed < target) this.#fruitlessAt = performance.now();
-    if (freed === 0) this.#options.log.warn({ target }, "the disk cache is full of layers in use");
+    if (freed === 0) {
+      this.#fruitlessAt = performance.now();
+      this.#options.log.warn({ target }, "the disk cache is full of layers in use");
+    }
     // Counts what the file system really gave back.
     await this.#space.measure();
     const durationMs = Math.round(performance.now() - startedAt);
