@@ -18,8 +18,6 @@ import {
 } from "./cluster.ts";
 
 const MiB = 1024 * 1024;
-/** Layers are not completed: what crosses the network is what readers and sharing need. */
-const LAZY = { layer: { background_fill: false } };
 
 describe("a cluster whose nodes share a content cache", () => {
   let sandbox: Sandbox;
@@ -33,7 +31,7 @@ describe("a cluster whose nodes share a content cache", () => {
     image = await makeLargeImage(sandbox);
     cluster = await Cluster.start(sandbox, image);
     first = await cluster.addNode("a", { delayMs: 5 });
-    second = await cluster.addNode("b", { delayMs: 5 }, LAZY);
+    second = await cluster.addNode("b", { delayMs: 5 });
   });
 
   after(() => sandbox.close());
@@ -81,7 +79,7 @@ describe("a cluster whose nodes share a content cache", () => {
   });
 
   test("its nodes together take one image from the registry", async () => {
-    const third = await cluster.addNode("c", { delayMs: 5 }, LAZY);
+    const third = await cluster.addNode("c", { delayMs: 5 });
     const { output } = await cluster.start(third);
     assert.match(output, /clip test/);
     const received = [second, third].map((node) => cluster.traffic(node).registry.received);

@@ -113,7 +113,9 @@ export class Peer {
     });
     delayed(server, node, {
       delay,
-      onChunk: (chunk) => (this.traffic(address).received += chunk.length),
+      onChunk: (chunk) => {
+        this.traffic(address).received += chunk.length;
+      },
     });
   }
 
@@ -128,7 +130,10 @@ export class Peer {
   }
 }
 
-/** Copies what one socket receives to another, in order, each chunk not before its delay is over. */
+/**
+ * Copies what one socket receives to another, in order, each chunk not before its delay is over.
+ * What is dropped because the other one went away is not told.
+ */
 function delayed(
   source: Socket,
   target: Socket,
@@ -143,6 +148,7 @@ function delayed(
       if (first.chunk === undefined) target.end();
       else if (!target.destroyed) {
         bytes -= first.chunk.length;
+        onChunk(first.chunk);
         target.write(first.chunk);
       }
     }
@@ -159,7 +165,6 @@ function delayed(
     else flush();
   };
   source.on("data", (chunk: Buffer) => {
-    onChunk(chunk);
     enqueue(chunk);
     if (bytes + target.writableLength > UNDER_WAY_MAX) source.pause();
   });
