@@ -41,6 +41,8 @@ const LAYERS = 200;
 /** A chain that overlayfs can mount. */
 const LAYERS_PER_IMAGE = 100;
 const RESTARTS = 5;
+/** Nothing has happened for this long: the node is idle. */
+const IDLE_MS = 45_000;
 
 interface Figures {
   kills: number;
@@ -197,13 +199,14 @@ async function measureLargeNode(
   const client = new SnapshotsClient(stage.clip.address);
   for (let count = LAYERS; count < SNAPSHOTS; count++) await client.prepare(`large-${count}`);
   client.close();
-  await sleep(3000);
+  await sleep(IDLE_MS);
   const rss = [residentMb(stage.clip)];
   const restarts: number[] = [];
   for (let count = 0; count < RESTARTS; count++) {
     restarts.push(await timeRestart(stage));
-    await sleep(3000);
+    await sleep(1000);
   }
+  await sleep(IDLE_MS);
   rss.push(residentMb(stage.clip));
   const layerMounts = stage.clip.mounts().length - 1;
   progress(

@@ -51,6 +51,8 @@ export class DaemonProcess {
     const [program = "", ...args] = command;
     this.#onReady = onReady;
     this.#child = spawn(program, args, {
+      // A heap for each of its threads would keep much of what one of them has freed.
+      env: { MALLOC_ARENA_MAX: "1", ...process.env },
       stdio: ["ignore", "inherit", "inherit", device, lock, "ipc"],
     });
     this.loaded = this.#loaded.promise;

@@ -1,4 +1,5 @@
 /** A daemon's process: what the keeper starts. */
+import { flushCompileCache } from "node:module";
 import type { Socket } from "node:net";
 import { describeError, isClipError } from "../base/errors.ts";
 import type { Config } from "../config/schema.ts";
@@ -6,6 +7,7 @@ import { sendDatagram } from "../os/descriptors.ts";
 import { tryLock } from "../os/libc.ts";
 import type { Log } from "../telemetry/log.ts";
 import { startDaemon, type Daemon } from "./daemon.ts";
+import { releaseMemoryWhenIdle } from "./idle-memory.ts";
 import { storedName } from "./inherited.ts";
 import { KeeperLink } from "./keeper-link.ts";
 import { deviceDescriptor, lockDescriptor } from "./keeper-protocol.ts";
@@ -38,6 +40,9 @@ export async function runKeptDaemon(config: Config, stored: boolean, log: Log): 
     tellServiceManager(stored, log);
     log.info({ address: config.address, root: config.root, mode: daemon.mode }, "clip is ready");
     keeper.tell({ kind: "ready" });
+    // It would be written at the end only, and not every daemon comes to an orderly one.
+    flushCompileCache();
+    releaseMemoryWhenIdle();
     void keeper.lost.then(() => goOnAlone(daemon, log));
     const order = await Promise.race([keeper.end, over.promise]);
     log.info({ order }, "the daemon stops");

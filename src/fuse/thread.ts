@@ -3,6 +3,7 @@
  * hands it over otherwise, and goes on. It blocks in read(2), so nothing else happens in it.
  */
 import { readSync, writeSync } from "node:fs";
+import { flushCompileCache } from "node:module";
 import { parentPort, receiveMessageOnPort, workerData } from "node:worker_threads";
 import { assert, describeError } from "../base/errors.ts";
 import { ErofsReader } from "../erofs/reader.ts";
@@ -42,6 +43,8 @@ const state: HandlerState = {
 };
 
 for (const layer of start.layers) addLayer(layer);
+// It would be written at the end only, which a process that is killed does not come to.
+flushCompileCache();
 memory.threadId = currentThreadId();
 try {
   serve();

@@ -11,6 +11,8 @@ import { makeMetaImage, type MetaAnswer, type MetaImage } from "./meta-image.ts"
 const imageVersion = 1;
 /** File tables up to this size take a few milliseconds, which the main thread can spare. */
 const inlineBytesMax = 32 * 1024;
+/** The thread ends when it had nothing to do for this long: it holds ten megabytes. */
+const idleMs = 30_000;
 
 /** What {@link MetaImages} is made with. */
 export interface MetaImagesOptions {
@@ -31,6 +33,7 @@ export class MetaImages {
   readonly #options: MetaImagesOptions;
   readonly #waiting = new Map<number, Waiting>();
   #worker: Worker | undefined;
+  #idleTimer: NodeJS.Timeout | undefined;
   #nextId = 1;
 
   constructor(options: MetaImagesOptions) {
@@ -46,8 +49,8 @@ export class MetaImages {
     for (const name of await readdir(directory)) {
       if (!names.has(name)) await rm(join(directory, name), { force: true, recursive: true });
     }
-    // The thread takes long to start: the first pull should find it running.
-    this.#worker ??= this.#startWorker();
+    // The thread takes long to start: a pull that comes soon should find it running.
+    this.#startWorker();
   }
 
   path(layerDigest: Digest): string {
@@ -76,7 +79,7 @@ export class MetaImages {
       keepRuntimeDirectories: this.#options.keepRuntimeDirectories,
     };
     if (order.fileTable.length <= inlineBytesMax) return makeMetaImage(order);
-    const worker = (this.#worker ??= this.#startWorker());
+    const worker = this.#startWorker();
     const id = this.#nextId++;
     const { promise, resolve, reject } = Promise.withResolvers<MetaImage>();
     this.#waiting.set(id, { resolve, reject });
@@ -105,6 +108,7 @@ export class MetaImages {
   }
 
   async close(): Promise<void> {
+    clearTimeout(this.#idleTimer);
     await this.#worker?.terminate();
   }
 
@@ -113,7 +117,11 @@ export class MetaImages {
     return `${digestKey(layerDigest)}.v${imageVersion}${variant}.erofs`;
   }
 
+  /** The thread, running, at least until it had nothing to do for a while. */
   #startWorker(): Worker {
+    clearTimeout(this.#idleTimer);
+    this.#idleTimer = setTimeout(() => this.#endIdleWorker(), idleMs).unref();
+    if (this.#worker !== undefined) return this.#worker;
     const worker = new Worker(new URL("./meta-worker.ts", import.meta.url));
     worker.on("message", (answer: MetaAnswer) => {
       const waiting = this.#waiting.get(answer.id);
@@ -123,7 +131,17 @@ export class MetaImages {
     });
     worker.on("error", (error) => this.#lose(worker, error));
     worker.on("exit", () => this.#lose(worker, new ClipError("CLOSED", "the thread has ended")));
+    this.#worker = worker;
     return worker;
+  }
+
+  #endIdleWorker(): void {
+    if (this.#waiting.size > 0) {
+      this.#startWorker();
+      return;
+    }
+    void this.#worker?.terminate();
+    this.#worker = undefined;
   }
 
   #lose(worker: Worker, error: unknown): void {
