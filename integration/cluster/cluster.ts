@@ -16,7 +16,7 @@ import { Peer, type Traffic } from "./peer.ts";
 const REPOSITORY = "cluster/image";
 
 /** What a container does to show that it runs. */
-export const COMMAND = ["cat", "/etc/os-release"];
+const COMMAND = ["cat", "/etc/os-release"];
 
 /** How a link is limited. */
 export interface Link {
