@@ -35,8 +35,16 @@ export class SnapshotsClient {
     );
   }
 
-  prepare(key: string, parent = ""): Promise<unknown> {
-    return this.#call("Prepare", { key, parent });
+  async prepare(key: string, parent = ""): Promise<void> {
+    await this.#call("Prepare", { key, parent });
+  }
+
+  async mounts(key: string): Promise<void> {
+    await this.#call("Mounts", { key });
+  }
+
+  async commit(key: string, name: string): Promise<void> {
+    await this.#call("Commit", { key, name });
   }
 
   async remove(key: string): Promise<void> {
