@@ -48,7 +48,7 @@ test("what is pushed comes back, whole, in ranges and in parallel", async () => 
   assert.deepEqual(await blob.read(4_000_000, 1_000_001), bytes.subarray(4_000_000));
   const chunks: Buffer[] = [];
   for await (const chunk of blob.parallelStream({ connections: 3, chunkBytes: 700_000 })) {
-    chunks.push(chunk);
+    chunks.push(Buffer.from(chunk));
   }
   assert.equal(digestOf(Buffer.concat(chunks)), digest);
   await registry.close();

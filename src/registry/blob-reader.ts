@@ -70,10 +70,7 @@ export class BlobReader implements RangeSource {
    */
   async read(offset: number, length: number, signal?: AbortSignal): Promise<Buffer> {
     const buffer = Buffer.allocUnsafeSlow(length);
-    let position = 0;
-    for await (const chunk of this.stream(offset, length, signal)) {
-      position += chunk.copy(buffer, position);
-    }
+    await this.#readInto(buffer, offset, signal);
     return buffer;
   }
 
@@ -124,7 +121,8 @@ export class BlobReader implements RangeSource {
 
   /**
    * The whole blob in order, several ranges of it under way at once; one plain GET where the
-   * server has no ranges. Leaving the loop early ends the requests.
+   * server has no ranges. Leaving the loop early ends the requests. What is yielded is
+   * overwritten once the next is asked for.
    * @throws as {@link read}
    */
   async *parallelStream(options: ParallelOptions): AsyncGenerator<Buffer, void, undefined> {
@@ -134,11 +132,26 @@ export class BlobReader implements RangeSource {
       return;
     }
     const chunks = Math.ceil(this.size / chunkBytes);
-    const read = (chunk: number, chunkSignal: AbortSignal) => {
+    // Memory outside of the heap that comes and goes has the whole heap collected again and again.
+    const free: Buffer[] = [];
+    const read = async (chunk: number, chunkSignal: AbortSignal) => {
       const offset = chunk * chunkBytes;
-      return this.read(offset, Math.min(chunkBytes, this.size - offset), chunkSignal);
+      const buffer = free.pop() ?? Buffer.allocUnsafeSlow(chunkBytes);
+      const part = buffer.subarray(0, Math.min(chunkBytes, this.size - offset));
+      await this.#readInto(part, offset, chunkSignal);
+      return { buffer, part };
     };
-    yield* inOrder(chunks, connections, read, signal);
+    for await (const { buffer, part } of inOrder(chunks, connections, read, signal)) {
+      yield part;
+      free.push(buffer);
+    }
+  }
+
+  async #readInto(buffer: Buffer, offset: number, signal: AbortSignal | undefined): Promise<void> {
+    let position = 0;
+    for await (const chunk of this.stream(offset, buffer.length, signal)) {
+      position += chunk.copy(buffer, position);
+    }
   }
 
   /**
