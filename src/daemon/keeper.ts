@@ -6,7 +6,7 @@
 import { closeSync, openSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { ClipError } from "../base/errors.ts";
+import { ClipError, describeError } from "../base/errors.ts";
 import type { Log } from "../telemetry/log.ts";
 import { DaemonProcess, type DaemonEnd } from "./daemon-process.ts";
 import { FrontDoor } from "./front-door.ts";
@@ -162,8 +162,13 @@ export class Keeper {
   async #onReady(daemon: DaemonProcess): Promise<void> {
     const { files, address, onReady, log } = this.#options;
     log.info({ pid: daemon.pid }, "the daemon serves");
-    files.write("keeper", process.pid);
-    files.write("daemon", daemon.pid);
+    try {
+      files.write("keeper", process.pid);
+      files.write("daemon", daemon.pid);
+    } catch (error) {
+      // The disk may be full. Only an upgrade and a next keeper would need them.
+      log.error({ error: describeError(error) }, "the process numbers cannot be written");
+    }
     this.#inUse = true;
     try {
       this.#door ??= await FrontDoor.open(address);
