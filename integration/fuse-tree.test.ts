@@ -168,12 +168,20 @@ describe("the FUSE tree", { timeout: 60_000 }, () => {
     await withSession({ present: true, noOpen: true }, async (session, mountpoint) => {
       const tree = path.join(mountpoint, "1.tree");
       assertSameTree(await list(tree));
-      const before = session.requestCounts();
-      await run("sh", ["-c", `cd ${tree} && find . -printf '%p %s %l\n'`], { maxBuffer: 1 << 24 });
-      const requests = Object.entries(session.requestCounts())
-        .map(([name, count]) => [name, count - (before[name] ?? 0)] as const)
-        .filter(([, count]) => count > 0);
-      assert.equal(before["OPEN"], 1);
+      const walk = async (): Promise<(readonly [string, number])[]> => {
+        const before = session.requestCounts();
+        const script = `cd ${tree} && find . -printf '%p %s %l\n'`;
+        await run("sh", ["-c", script], { maxBuffer: 1 << 24 });
+        return Object.entries(session.requestCounts())
+          .map(([name, count]) => [name, count - (before[name] ?? 0)] as const)
+          .filter(([, count]) => count > 0);
+      };
+      assert.equal(session.requestCounts()["OPEN"], 1);
+      // The kernel may have dropped what it knew, if the machine had other use for the memory.
+      let requests = await walk();
+      for (let tries = 0; tries < 4 && requests.some(([, count]) => count > 5); tries++) {
+        requests = await walk();
+      }
       // Only the root of the mount is looked at again, and find asks which file system it is.
       const expectedNames = new Set(["LOOKUP", "GETATTR", "STATFS"]);
       assert.ok(
