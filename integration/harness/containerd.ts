@@ -106,8 +106,14 @@ export class Containerd {
   }
 
   /** Runs `nerdctl` in its namespace `default`, without networks of its own. */
-  nerdctl(args: readonly string[], options: CommandOptions = {}): Promise<string> {
-    return run(tool("nerdctl"), this.#nerdctlArguments(args), this.#options(options));
+  async nerdctl(args: readonly string[], options: CommandOptions = {}): Promise<string> {
+    // nerdctl 1.7 now and then loses what a container says that ends at once: it is asked again.
+    const inForeground = args.includes("run") && args.includes("--rm") && !args.includes("-d");
+    for (let tries = 0; ; tries++) {
+      const command = this.#nerdctlArguments(args);
+      const output = await run(tool("nerdctl"), command, this.#options(options));
+      if (output !== "" || !inForeground || tries === 3) return output;
+    }
   }
 
   /** As `nerdctl`, but a failure is a result. */
