@@ -5,7 +5,8 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 import { isClipError } from "../base/errors.ts";
 import { fakeNode } from "../daemon/fake-node.ts";
-import { openTelemetry, telemetrySocket } from "../daemon/telemetry.ts";
+import { openTelemetry } from "../daemon/telemetry.ts";
+import { telemetrySocket } from "../daemon/telemetry-socket.ts";
 import { silentLog } from "../telemetry/log.ts";
 import { askForStatus } from "./status.ts";
 

@@ -1,12 +1,10 @@
 /** `clip status`: how the daemon of this node is doing. */
-import { once } from "node:events";
-import { request } from "node:http";
-import { join, resolve } from "node:path";
-import { text } from "node:stream/consumers";
+import { resolve } from "node:path";
 import { Command } from "commander";
-import { ClipError } from "../base/errors.ts";
 import type { NodeStatus } from "../daemon/status.ts";
+import { telemetrySocket } from "../daemon/telemetry-socket.ts";
 import { configOf } from "./config-options.ts";
+import { askDaemon } from "./daemon-client.ts";
 import { formatStatus } from "./status-text.ts";
 
 interface StatusFlags {
@@ -14,9 +12,6 @@ interface StatusFlags {
   config?: string;
   state?: string;
 }
-
-const answerTimeoutMs = 15_000;
-const answerBytesMax = 64 * 1024 * 1024;
 
 /** The command. */
 export function statusCommand(): Command {
@@ -30,41 +25,13 @@ export function statusCommand(): Command {
 
 async function run({ json, ...flags }: StatusFlags): Promise<void> {
   const { state } = await configOf(flags);
-  const status = await askForStatus(join(state, "metrics.sock"));
+  const status = await askForStatus(telemetrySocket(state));
   process.stdout.write(
     json === true ? `${JSON.stringify(status, undefined, 2)}\n` : formatStatus(status),
   );
 }
 
 /** @throws ClipError SYSTEM_CALL when no daemon answers, TIMEOUT */
-export async function askForStatus(socketPath: string): Promise<NodeStatus> {
-  const signal = AbortSignal.timeout(answerTimeoutMs);
-  try {
-    const sent = request({ socketPath, path: "/status", signal });
-    sent.end();
-    const [response] = await once(sent, "response");
-    const body = await text(response);
-    if (response.statusCode === 200 && body.length < answerBytesMax) return JSON.parse(body);
-    throw new ClipError("SYSTEM_CALL", `the daemon answered ${response.statusCode}`, {
-      hint: "its log says why",
-    });
-  } catch (error) {
-    throw asStatusError(error, socketPath, signal);
-  }
-}
-
-function asStatusError(error: unknown, socketPath: string, signal: AbortSignal): ClipError {
-  if (error instanceof ClipError) return error;
-  if (signal.aborted) {
-    return new ClipError("TIMEOUT", `the daemon on ${socketPath} did not answer`, {
-      hint: "it may be overloaded or stopped by a signal; its log may tell",
-    });
-  }
-  const denied = error instanceof Error && "code" in error && error.code === "EACCES";
-  return new ClipError("SYSTEM_CALL", `no clip daemon answers on ${socketPath}`, {
-    hint: denied
-      ? "only the user that the daemon runs as may ask it"
-      : "is it running? name its state directory with --state, or its configuration with --config",
-    cause: error,
-  });
+export function askForStatus(socketPath: string): Promise<NodeStatus> {
+  return askDaemon(socketPath, "/status");
 }

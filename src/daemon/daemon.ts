@@ -14,6 +14,7 @@ import type { RegistryClient } from "../registry/client.ts";
 import { createSnapshotterServer } from "../snapshotter/service.ts";
 import { contentCacheNotConfigured } from "../telemetry/events.ts";
 import type { Log } from "../telemetry/log.ts";
+import { adminActions } from "./admin.ts";
 import { CallCounters } from "./call-counters.ts";
 import { openSharing } from "./content-cache.ts";
 import { serveLiveLayers } from "./live-layers.ts";
@@ -93,7 +94,8 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     await layers.releaseUnused(server.layersInUse());
     const contentCache = sharing && { contentCache: sharing.counters };
     const observed = { layers, session, snapshots: server, calls, ...contentCache };
-    const telemetry = await openTelemetry({ config, parts: observed, log });
+    const actions = adminActions();
+    const telemetry = await openTelemetry({ config, parts: observed, actions, log });
     parts.add(() => telemetry.close());
     return {
       mode: layers.mode,

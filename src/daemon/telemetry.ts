@@ -1,17 +1,20 @@
 /** The daemon's answers to those who want to know how it is doing. */
-import { join } from "node:path";
 import { describeError } from "../base/errors.ts";
 import type { Config } from "../config/schema.ts";
+import type { Action } from "../telemetry/actions.ts";
 import { jsonPage, TelemetryServer, textPage, type Page } from "../telemetry/server.ts";
 import type { Log } from "../telemetry/log.ts";
 import { createMetricsPage } from "./metrics.ts";
 import { readNodeState, type NodeParts } from "./node-state.ts";
 import { nodeStatus } from "./status.ts";
+import { telemetrySocket } from "./telemetry-socket.ts";
 
 /** What {@link openTelemetry} takes. */
 export interface TelemetryOptions {
   config: Pick<Config, "root" | "state" | "address" | "metrics">;
   parts: NodeParts;
+  /** What the owner of the socket may have done, by path. Default: nothing. */
+  actions?: Readonly<Record<string, Action>>;
   log: Log;
 }
 
@@ -20,23 +23,18 @@ export interface Telemetry {
   close(): Promise<void>;
 }
 
-/** The unix socket of a daemon whose state directory this is. */
-export function telemetrySocket(state: string): string {
-  return join(state, "metrics.sock");
-}
-
 /**
- * Serves `/metrics`, `/status` and `/healthz`. A daemon that cannot be asked still serves its
+ * Serves `/metrics`, `/status` and `/healthz`, and what is to be done. A daemon that cannot be asked still serves its
  * containers, so a failure is only logged.
  */
 export async function openTelemetry(options: TelemetryOptions): Promise<Telemetry> {
-  const { config, log } = options;
+  const { config, actions = {}, log } = options;
   const socketPath = telemetrySocket(config.state);
   const tcpAddress = config.metrics.address;
   const pages = pagesOf(options);
   let server: TelemetryServer | undefined;
   try {
-    server = await TelemetryServer.open({ socketPath, pages, log });
+    server = await TelemetryServer.open({ socketPath, pages, actions, log });
     if (tcpAddress !== undefined) {
       log.info({ address: await server.listen(tcpAddress) }, "metrics and status are served");
     }

@@ -1,10 +1,14 @@
-/** Serves pages of telemetry over HTTP, on a unix socket and, where wanted, on a TCP address. */
+/**
+ * Serves pages of telemetry over HTTP, on a unix socket and, where wanted, on a TCP address; has
+ * actions done for those who ask on the unix socket.
+ */
 import { once } from "node:events";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { ListenOptions } from "node:net";
 import { SingleFlight } from "../base/concurrency.ts";
 import { assert, ClipError, describeError } from "../base/errors.ts";
 import { PrivateSocket } from "../base/private-socket.ts";
+import { Actions, type Action } from "./actions.ts";
 import type { Log } from "./log.ts";
 
 /** What is answered to a GET. */
@@ -13,6 +17,8 @@ export interface Page {
   status?: number;
   contentType: string;
   body: string;
+  /** The methods of a path that has others than GET and HEAD; with status 405. */
+  allow?: string;
 }
 
 /** What {@link TelemetryServer.open} takes. */
@@ -21,6 +27,8 @@ export interface TelemetryServerOptions {
   socketPath: string;
   /** Pages by path. One that is being made is not begun again: all who ask get it. */
   pages: Readonly<Record<string, () => Promise<Page> | Page>>;
+  /** What a POST on the unix socket, and only there, has done, by path. Default: none. */
+  actions?: Readonly<Record<string, Action>>;
   log: Log;
   /** Longest time that a page may take. Default: 10 s. */
   pageTimeoutMs?: number;
@@ -36,11 +44,13 @@ const connectionsMax = 32;
 export class TelemetryServer {
   readonly #options: TelemetryServerOptions;
   readonly #flights = new SingleFlight<Page>();
+  readonly #actions: Actions;
   readonly #servers: Server[] = [];
   #socket: PrivateSocket | undefined;
 
   private constructor(options: TelemetryServerOptions) {
     this.#options = options;
+    this.#actions = new Actions(options.actions ?? {}, options.log);
   }
 
   /**
@@ -51,7 +61,7 @@ export class TelemetryServer {
     const server = new TelemetryServer(options);
     try {
       server.#socket = await PrivateSocket.bind(options.socketPath, async (path) => {
-        await server.#listen({ path });
+        await server.#listen({ path }, server.#actions);
       });
       return server;
     } catch (error) {
@@ -73,8 +83,9 @@ export class TelemetryServer {
     return `${host}:${bound.port}`;
   }
 
-  /** Stops; answers that are on their way are cut off. */
+  /** Stops; answers that are on their way are cut off, actions are given up. */
   async close(): Promise<void> {
+    await this.#actions.close();
     await this.#socket?.close();
     const closed = this.#servers.map((server) => once(server, "close"));
     for (const server of this.#servers) {
@@ -85,7 +96,7 @@ export class TelemetryServer {
     this.#servers.length = 0;
   }
 
-  async #listen(where: ListenOptions): Promise<Server> {
+  async #listen(where: ListenOptions, actions?: Actions): Promise<Server> {
     const server = createServer(
       {
         maxHeaderSize: headerBytesMax,
@@ -93,7 +104,7 @@ export class TelemetryServer {
         requestTimeout: requestTimeoutMs,
         connectionsCheckingInterval: 1_000,
       },
-      (request, response) => void this.#answer(request, response),
+      (request, response) => void this.#answer(request, response, actions),
     );
     server.maxConnections = connectionsMax;
     server.setTimeout(idleTimeoutMs);
@@ -110,8 +121,18 @@ export class TelemetryServer {
     return server;
   }
 
-  async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const page = await this.#pageFor(request);
+  async #answer(
+    request: IncomingMessage,
+    response: ServerResponse,
+    actions: Actions | undefined,
+  ): Promise<void> {
+    const path = request.url?.split("?", 1)[0] ?? "/";
+    if (actions?.has(path) === true && request.method === "POST" && !actions.isRunning(path)) {
+      await actions.run(path, request, response);
+      return;
+    }
+    const page =
+      actions?.has(path) === true ? actionRefusal(request) : await this.#pageFor(path, request);
     response.writeHead(page.status ?? 200, {
       "content-type": page.contentType,
       "content-length": Buffer.byteLength(page.body),
@@ -119,14 +140,13 @@ export class TelemetryServer {
       "x-content-type-options": "nosniff",
       // A connection a question: nothing has to be kept for those that never come back.
       connection: "close",
-      ...(page.status === 405 ? { allow: "GET, HEAD" } : {}),
+      ...(page.status === 405 ? { allow: page.allow ?? "GET, HEAD" } : {}),
     });
     response.end(request.method === "HEAD" ? undefined : page.body);
   }
 
-  async #pageFor({ method, url = "/" }: IncomingMessage): Promise<Page> {
+  async #pageFor(path: string, { method }: IncomingMessage): Promise<Page> {
     if (method !== "GET" && method !== "HEAD") return textPage(405, "only GET is served");
-    const path = url.split("?", 1)[0] ?? "/";
     const { pages, log } = this.#options;
     const make = Object.hasOwn(pages, path) ? pages[path] : undefined;
     if (make === undefined) return textPage(404, `there is ${Object.keys(pages).join(", ")}`);
@@ -159,6 +179,11 @@ export function textPage(status: number, line: string): Page {
 /** A page of JSON. */
 export function jsonPage(value: unknown): Page {
   return { contentType: "application/json", body: `${JSON.stringify(value)}\n` };
+}
+
+function actionRefusal({ method }: IncomingMessage): Page {
+  if (method === "POST") return textPage(409, "this is being done already");
+  return { ...textPage(405, "only POST has this done"), allow: "POST" };
 }
 
 /** Splits `host:port`, where an IPv6 address is in brackets. */
