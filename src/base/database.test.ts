@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
 import { openDatabase, transaction } from "./database.ts";
+import { isClipError } from "./errors.ts";
 
 const directory = mkdtempSync(join(tmpdir(), "clip-database-"));
 after(() => rmSync(directory, { recursive: true, force: true }));
@@ -41,5 +42,35 @@ test("nobody but the owner may read a database, its log or its shared memory", (
   const files = readdirSync(directory).filter((name) => name.startsWith("c.db"));
   assert.equal(files.length, 3);
   for (const name of files) assert.equal(statSync(join(directory, name)).mode & 0o777, 0o600);
+  database.close();
+});
+
+test("a database that cannot grow says that the disk is full, and goes on when there is room", () => {
+  const database = openDatabase(join(directory, "d.db"), ["CREATE TABLE t (x BLOB)"]);
+  const insert = (bytes: number) =>
+    transaction(database, () =>
+      database.prepare("INSERT INTO t VALUES (zeroblob(?)) RETURNING 1").get(bytes),
+    );
+  database.exec("PRAGMA max_page_count = 8");
+  assert.throws(
+    () => insert(100_000),
+    (error) => isClipError(error, "DISK_FULL") && error.message.includes("d.db"),
+  );
+  assert.throws(
+    () => database.prepare("INSERT INTO t VALUES (zeroblob(100000))").run(),
+    (error) => isClipError(error, "DISK_FULL"),
+  );
+  insert(100);
+  assert.equal(database.prepare("SELECT count(*) AS n FROM t").all()[0]?.["n"], 1);
+  database.close();
+});
+
+test("a database that must not be written says which one", () => {
+  const database = openDatabase(join(directory, "e.db"), ["CREATE TABLE t (x BLOB)"]);
+  database.exec("PRAGMA query_only = ON");
+  assert.throws(
+    () => database.exec("INSERT INTO t VALUES (1)"),
+    (error) => isClipError(error, "SYSTEM_CALL") && error.message.includes("e.db"),
+  );
   database.close();
 });

@@ -1,14 +1,16 @@
 /** Opening the small SQLite databases in which clip keeps what must survive a crash. */
 import { chmodSync, closeSync, openSync } from "node:fs";
-import { DatabaseSync } from "node:sqlite";
+import { DatabaseSync, type StatementSync } from "node:sqlite";
+import { ClipError } from "./errors.ts";
 
 /**
  * Opens (or creates) a database whose commits are on disk when they return, and brings its schema
- * up to date: `migrations[n]` leads from version n to n + 1. Only its owner may read it.
+ * up to date: `migrations[n]` leads from version n to n + 1. Only its owner may read it. From then on
+ * whatever the disk refuses is a ClipError: DISK_FULL or SYSTEM_CALL.
  */
 export function openDatabase(path: string, migrations: readonly string[]): DatabaseSync {
   makePrivate(path);
-  const database = new DatabaseSync(path);
+  const database = new DiskDatabase(path);
   // WAL with FULL syncs the log at each commit, so a commit survives a crash and a power cut.
   database.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;");
   const row = database.prepare("PRAGMA user_version").get();
@@ -27,7 +29,70 @@ export function transaction<Value>(database: DatabaseSync, work: () => Value): V
     database.exec("COMMIT");
     return value;
   } catch (error) {
-    database.exec("ROLLBACK");
+    // Some failures have ended it already.
+    if (database.isTransaction) database.exec("ROLLBACK");
+    throw error;
+  }
+}
+
+/** A database that says of the disk's failures what they are. */
+class DiskDatabase extends DatabaseSync {
+  readonly #path: string;
+
+  constructor(path: string) {
+    super(path);
+    this.#path = path;
+  }
+
+  override exec(sql: string): void {
+    attempt(this.#path, () => super.exec(sql));
+  }
+
+  override prepare(sql: string): StatementSync {
+    const statement = attempt(this.#path, () => super.prepare(sql));
+    statement.run = guarded(this.#path, statement, statement.run);
+    statement.get = guarded(this.#path, statement, statement.get);
+    statement.all = guarded(this.#path, statement, statement.all);
+    return statement;
+  }
+}
+
+/** The method `call` of a statement, with its failures translated. */
+function guarded<Call extends (...parameters: never[]) => unknown>(
+  path: string,
+  statement: StatementSync,
+  call: Call,
+): Call {
+  return new Proxy(call, {
+    apply: (target, _, parameters: never[]): unknown =>
+      attempt(path, () => target.apply(statement, parameters)),
+  });
+}
+
+// Result codes of SQLite (its extended ones have them in the lowest byte).
+const SQLITE_READONLY = 8;
+const SQLITE_IOERR = 10;
+const SQLITE_FULL = 13;
+const SQLITE_CANTOPEN = 14;
+
+function attempt<Value>(path: string, work: () => Value): Value {
+  try {
+    return work();
+  } catch (error) {
+    const extended = error instanceof Error && "errcode" in error ? Number(error.errcode) : 0;
+    const code = extended & 0xff;
+    if (code === SQLITE_FULL) {
+      throw new ClipError("DISK_FULL", `there is no room to write ${path}`, {
+        hint: "Free space on its disk, or remove images that are no longer needed.",
+        cause: error,
+      });
+    }
+    if (code === SQLITE_READONLY || code === SQLITE_IOERR || code === SQLITE_CANTOPEN) {
+      throw new ClipError("SYSTEM_CALL", `${path} cannot be read or written`, {
+        hint: "The kernel's log may tell whether the disk or its file system has failed.",
+        cause: error,
+      });
+    }
     throw error;
   }
 }
