@@ -11,6 +11,7 @@ import {
   type FileHandle,
 } from "node:fs/promises";
 import { join } from "node:path";
+import { steadyNow } from "../base/clock.ts";
 import { digestFromKey, digestKey, type Digest } from "../base/digest.ts";
 import { ClipError, describeError } from "../base/errors.ts";
 import { KeyedQueue } from "../base/keyed-queue.ts";
@@ -40,6 +41,12 @@ export interface DiskCacheOptions {
   /** Bytes that are free on the file system; default: what it says. */
   freeBytes?: () => Promise<number>;
   log: Log;
+}
+
+/** What is on disk of a layer, as its span map says. */
+export interface SpanClaims extends SpanMapHeader {
+  /** By span, 1 where it is there. */
+  present: Uint8Array;
 }
 
 /** Whoever knows what layers are used for. */
@@ -125,7 +132,7 @@ export class DiskCache {
 
   /** A layer is being used, whether its bytes are read or not. */
   noteUse(layerDigest: Digest): void {
-    this.#usedAt.set(layerDigest, Date.now());
+    this.#usedAt.set(layerDigest, steadyNow());
   }
 
   /**
@@ -157,7 +164,9 @@ export class DiskCache {
       throw error;
     });
     const punch = (offset: number, length: number) => punchHole(data.fd, offset, length);
-    if (found !== undefined) await this.#freeUnclaimed(data, table, present, punch);
+    // What is not claimed of a file that the kernel reads by itself may be read all the same.
+    const isDevice = this.#users.devices().has(layerDigest);
+    if (found !== undefined && !isDevice) await this.#freeUnclaimed(data, table, present, punch);
     const file = new LayerFile({
       dataPath,
       mapPath,
@@ -228,6 +237,26 @@ export class DiskCache {
     if (this.#settling.has(layerDigest)) return dataPath;
     const found = await readMap(dataPath, mapPath);
     return found?.header.complete === true && found.header.size === size ? dataPath : undefined;
+  }
+
+  /** What the map on disk of a layer that is not open claims; undefined when there is none. */
+  async claims(layerDigest: Digest): Promise<SpanClaims | undefined> {
+    const { dataPath, mapPath } = this.#paths(layerDigest);
+    if (this.#open.has(layerDigest) || this.#settling.has(layerDigest)) return undefined;
+    const found = await readMap(dataPath, mapPath);
+    return found === undefined ? undefined : { ...found.header, present: found.present };
+  }
+
+  /**
+   * Forgets durably what there is of a layer that is not open, without a byte of it being changed: the
+   * kernel may be reading it.
+   */
+  async disown(layerDigest: Digest): Promise<void> {
+    await this.#queue.run(layerDigest, async () => {
+      await this.#settling.get(layerDigest);
+      await rm(this.#paths(layerDigest).mapPath, { force: true });
+      await syncDirectory(this.directory);
+    });
   }
 
   /** Closes a layer's file; it stays on disk. */
@@ -378,7 +407,7 @@ async function readMatchingMap(
   dataPath: string,
   mapPath: string,
   table: SpanTable,
-): Promise<(SpanMapHeader & { present: Uint8Array }) | undefined> {
+): Promise<SpanClaims | undefined> {
   const found = await readMap(dataPath, mapPath);
   if (found === undefined) return undefined;
   const { header, present } = found;

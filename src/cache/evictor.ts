@@ -1,5 +1,6 @@
 /** Keeps the disk cache within its limits: what was used least recently goes. */
 import { setTimeout as delay } from "node:timers/promises";
+import { steadyNow } from "../base/clock.ts";
 import { ClipError, describeError } from "../base/errors.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { DiskLimits, DiskSpace, FileOnDisk } from "./disk-space.ts";
@@ -227,7 +228,7 @@ export class Evictor implements SpaceKeeper {
   }
 
   #collect(): void {
-    const now = Date.now();
+    const now = steadyNow();
     for (const file of this.#options.openFiles()) file.use.collect(now);
   }
 

@@ -1,5 +1,6 @@
 /** One layer on disk: a sparse file of its uncompressed tar and the map of the spans in it. */
 import { rm, stat, type FileHandle } from "node:fs/promises";
+import { steadyNow } from "../base/clock.ts";
 import { ClipError, describeError, isClipError } from "../base/errors.ts";
 import type { Log } from "../telemetry/log.ts";
 import { asDiskError, readFully, writeFully } from "./files.ts";
@@ -134,17 +135,18 @@ export class LayerFile {
    */
   async read(offset: number, length: number): Promise<Buffer | undefined> {
     const done = this.#holdRange(offset, length);
+    let failure = "the file ends before";
     try {
-      return await readFully(this.#data, offset, length);
+      const bytes = await readFully(this.#data, offset, length);
+      if (bytes !== undefined) return bytes;
     } catch (error) {
-      this.#log.warn(
-        { path: this.path, offset, length, error: describeError(error) },
-        "a layer on disk cannot be read",
-      );
-      return undefined;
+      failure = describeError(error);
     } finally {
       done();
     }
+    const fields = { path: this.path, offset, length, error: failure };
+    this.#log.warn(fields, "a layer on disk cannot be read");
+    return undefined;
   }
 
   /** Nothing is evicted until the returned function is called: someone reads the file itself. */
@@ -231,12 +233,10 @@ export class LayerFile {
     try {
       await this.flush();
       await this.#settleNames?.();
-      if (this.spanPresent.includes(0)) {
-        throw new ClipError("DISK_FULL", "a span of the layer had to make room");
-      }
-      await this.#writeState(1);
-      await this.#map.datasync();
-      this.#complete = true;
+      // In turn with what is taken back: the record of a span that goes must be the later one.
+      const marked = this.#flushing.then(() => this.#writeComplete());
+      this.#flushing = marked.catch(() => {});
+      await marked;
     } finally {
       release();
     }
@@ -279,6 +279,19 @@ export class LayerFile {
     await this.#map.datasync();
   }
 
+  async #writeComplete(): Promise<void> {
+    this.#checkAllClaimed();
+    await this.#writeState(1);
+    await this.#map.datasync();
+    this.#checkAllClaimed();
+    this.#complete = true;
+  }
+
+  #checkAllClaimed(): void {
+    if (!this.#claimed.includes(0)) return;
+    throw new ClipError("DISK_FULL", "a span of the layer is not there any more");
+  }
+
   #holdRange(offset: number, length: number): () => void {
     const first = spanAt(this.spanStarts, offset);
     const spans: number[] = [];
@@ -297,24 +310,26 @@ export class LayerFile {
   }
 
   async #writeSpan(span: number, bytes: Uint8Array): Promise<void> {
-    await this.#writeBytes(bytes, this.spanStarts[span] ?? 0);
+    const isFirst = this.#lastFlags[span] === 0;
+    await this.#writeBytes(bytes, this.spanStarts[span] ?? 0, isFirst);
     if (this.#closed) return;
     const flag = ((this.#lastFlags[span] ?? 0) % 255) + 1;
     this.#lastFlags[span] = flag;
-    this.use.note(span, Date.now());
+    this.use.note(span, steadyNow());
     Atomics.store(this.spanPresent, span, flag);
     this.#unclaimed.add(span);
     if (this.#unclaimed.size >= flushSpans) void this.#flushLogged();
     else this.#flushTimer ??= setTimeout(() => void this.#flushLogged(), flushDelayMs).unref();
   }
 
-  async #writeBytes(bytes: Uint8Array, offset: number): Promise<void> {
+  async #writeBytes(bytes: Uint8Array, offset: number, isFirst: boolean): Promise<void> {
     try {
       await writeFully(this.#data, bytes, offset);
     } catch (error) {
       if (!isClipError(error, "DISK_FULL")) throw error;
-      // What was written of it is of no use to anyone.
-      if (!this.#mapIsBehind) await this.#punch(offset, bytes.length).catch(() => {});
+      // What was written of it is of no use to anyone, unless there were bytes that the kernel may
+      // be reading by itself.
+      if (isFirst && !this.#mapIsBehind) await this.#punch(offset, bytes.length).catch(() => {});
       if ((await this.#space?.relieve(bytes.length)) !== true) throw error;
       await writeFully(this.#data, bytes, offset);
     }

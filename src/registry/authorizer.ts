@@ -45,7 +45,7 @@ export class Authorizer {
     if (scheme.kind === "basic" && this.#basic !== undefined) return Promise.resolve(this.#basic);
     if (scheme.kind === "bearer") {
       const token = this.#tokens.get(scope);
-      if (token !== undefined && token.expiresAt > Date.now()) {
+      if (token !== undefined && token.expiresAt > performance.now()) {
         return Promise.resolve(`Bearer ${token.value}`);
       }
     }
@@ -118,7 +118,7 @@ export class Authorizer {
   }
 
   #forgetExpired(): void {
-    const now = Date.now();
+    const now = performance.now();
     for (const [scope, { expiresAt }] of this.#tokens) {
       if (expiresAt <= now) this.#tokens.delete(scope);
     }

@@ -88,7 +88,7 @@ export class RegistryHost {
   }
 
   #order(sessions: readonly Session[], preferred: Session | undefined): Session[] {
-    const now = Date.now();
+    const now = performance.now();
     const isResting = (session: Session) => (this.#resting.get(session)?.until ?? 0) > now;
     const rank = (session: Session) => (isResting(session) ? 2 : session === preferred ? 0 : 1);
     return [...sessions].sort((a, b) => rank(a) - rank(b));
@@ -96,6 +96,6 @@ export class RegistryHost {
 
   #rest(session: Session): void {
     const ms = Math.min((this.#resting.get(session)?.ms ?? restMsFirst / 2) * 2, restMsMax);
-    this.#resting.set(session, { until: Date.now() + ms, ms });
+    this.#resting.set(session, { until: performance.now() + ms, ms });
   }
 }

@@ -10,7 +10,7 @@ import { backoffMs, isTransientStatus, pause, retryAfterMs } from "./retry.ts";
 /** A token and until when it may be used. */
 export interface Token {
   value: string;
-  /** Milliseconds since 1970. */
+  /** On the clock of `performance.now()`, which nobody sets. */
   expiresAt: number;
 }
 
@@ -115,7 +115,7 @@ function parseToken(body: Buffer, subject: Subject): Token {
     if (value !== undefined && /^[\x21-\x7e]+$/.test(value)) {
       const seconds = Math.max(answer.expires_in ?? 0, lifetimeSecondsDefault);
       // A tenth is kept back for clocks and for the time that requests take.
-      return { value, expiresAt: Date.now() + seconds * 900 };
+      return { value, expiresAt: performance.now() + seconds * 900 };
     }
   } catch {
     // Falls through: the body may hold a token, so no detail of it leaves this place.

@@ -50,9 +50,9 @@ export class RedisStore {
       !replace && (await this.#objects.manifest(key, signal)) !== undefined;
     if (await isPresent()) return "present";
     const token = randomBytes(16).toString("hex");
-    const deadline = Date.now() + lockWaitMs;
+    const deadline = performance.now() + lockWaitMs;
     while (!(await this.#objects.lock(key, token, lockMs, signal))) {
-      if (Date.now() > deadline) {
+      if (performance.now() > deadline) {
         throw cacheError("CACHE_UNAVAILABLE", this.#objects.name, `${key} is being stored`);
       }
       await orAborted(sleep(lockPollMs), signal);
@@ -101,11 +101,11 @@ export class RedisStore {
     token: string,
     signal: AbortSignal,
   ): Promise<void> {
-    let renewed = Date.now();
+    let renewed = performance.now();
     const chunks = exactChunks(source, chunkBytes, signal);
     await forEachParallel(chunks, parallelWrites, signal, async (chunk, index, linked) => {
-      if (Date.now() - renewed > lockMs / 3) {
-        renewed = Date.now();
+      if (performance.now() - renewed > lockMs / 3) {
+        renewed = performance.now();
         await this.#objects.extendLock(key, token, lockMs, linked);
       }
       await this.#objects.writeChunk(key, upload, index, chunk, incomingMs, linked);

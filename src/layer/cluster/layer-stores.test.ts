@@ -45,16 +45,17 @@ async function setUp() {
   const activity = new DemandActivity();
   const lines: Record<string, unknown>[] = [];
   const write = (line: string) => void lines.push(JSON.parse(line) as Record<string, unknown>);
+  const queue = () => StoreQueue.open(join(directory, "stores.db"), 10);
   const open = () =>
     new LayerStores({
-      queue: StoreQueue.open(join(directory, "stores.db"), 10),
+      queue: queue(),
       ...{ cache, objects, indexes, activity, counters, indexKey: undefined },
       layers: { completePath: async () => state.path, knows: () => state.known },
       bytesPerSecond: undefined,
       log: pino({ level: "debug" }, { write }),
       backoffMsMin: 5,
     });
-  return { cache, objects, counters, state, activity, lines, file, open };
+  return { cache, objects, counters, state, activity, lines, file, queue, open };
 }
 
 async function until(condition: () => boolean): Promise<void> {
@@ -139,6 +140,18 @@ test("a layer that is not complete is waited for, one that is gone is not", asyn
   stores.add(layer, false);
   await until(() => stores.length === 0);
   assert.equal(counters.storesDropped, 1);
+  await stores.close();
+});
+
+test("a layer that was queued before the clock was set back is stored all the same", async () => {
+  const { counters, queue, open } = await setUp();
+  const tenYears = 10 * 365 * 24 * 3600 * 1000;
+  const before = queue();
+  before.add(layer, false, Date.now() + tenYears);
+  before.close();
+  const stores = open();
+  stores.start();
+  await until(() => counters.stored === 1);
   await stores.close();
 });
 

@@ -1,4 +1,5 @@
 /** Stores layers in the content cache, one after the other, behind the readers. */
+import { steadyNow } from "../../base/clock.ts";
 import { describeError, isClipError } from "../../base/errors.ts";
 import {
   isWorthRetrying,
@@ -19,8 +20,11 @@ import type { QueuedStore, StoreQueue } from "./store-queue.ts";
 /** First and longest wait after a failure; it doubles in between. */
 const backoffMsMin = 1_000;
 const backoffMsMax = 5 * 60_000;
-/** How long a layer is tried to be stored. */
+/** How long a layer is tried to be stored, and how often at least: clocks can be wrong. */
 const patienceMs = 24 * 3600 * 1000;
+const attemptsMin = 20;
+/** How long nothing is done when the queue itself, which is on disk, fails. */
+const queueFailureMs = 10_000;
 
 /** The layers on this node's disk. */
 export interface LocalLayers {
@@ -53,6 +57,7 @@ export class LayerStores {
   readonly #closing = new AbortController();
   #timer: NodeJS.Timeout | undefined;
   #running: Promise<void> | undefined;
+  #restUntil = 0;
 
   constructor(options: LayerStoresOptions) {
     this.#options = options;
@@ -68,13 +73,19 @@ export class LayerStores {
     this.#arm();
   }
 
-  /** Has a layer stored; that is on disk when this returns. */
+  /** Has a layer stored; that is on disk when this returns, unless the disk is full. */
   add(layer: SharedLayer, replace: boolean): void {
     if (this.#closing.signal.aborted) return;
     const { queue, objects, counters, log } = this.#options;
     storeQueued(log, objects.logged(layer), { bytes: layer.size });
-    for (const dropped of queue.add(layer, replace, Date.now())) {
-      this.#logDropped(dropped, "too many layers wait to be stored");
+    try {
+      for (const dropped of queue.add(layer, replace, steadyNow())) {
+        this.#logDropped(dropped, "too many layers wait to be stored");
+        counters.storesDropped++;
+      }
+    } catch (error) {
+      // Sharing is a service to others: this node goes on without it.
+      this.#logDropped(layer, describeError(error));
       counters.storesDropped++;
     }
     this.#arm();
@@ -91,19 +102,37 @@ export class LayerStores {
   #arm(): void {
     clearTimeout(this.#timer);
     if (this.#running !== undefined || this.#closing.signal.aborted) return;
-    const first = this.#options.queue.first();
-    if (first === undefined) return;
-    const waitMs = Math.min(Math.max(0, first.dueAt - Date.now()), backoffMsMax);
+    const first = this.#first();
+    const restMs = this.#restUntil - performance.now();
+    if (first === undefined && restMs <= 0) return;
+    const waitMs = Math.max(first === undefined ? 0 : waitOf(first), restMs);
     this.#timer = setTimeout(() => this.#startFirst(), waitMs).unref();
   }
 
   #startFirst(): void {
-    const first = this.#options.queue.first();
-    if (first === undefined || first.dueAt > Date.now()) return this.#arm();
-    this.#running = this.#run(first).finally(() => {
-      this.#running = undefined;
-      this.#arm();
-    });
+    const first = this.#first();
+    if (first === undefined || waitOf(first) > 0) return this.#arm();
+    this.#running = this.#run(first)
+      .catch((error: unknown) => this.#noteQueueFailure(error))
+      .finally(() => {
+        this.#running = undefined;
+        this.#arm();
+      });
+  }
+
+  #first(): QueuedStore | undefined {
+    try {
+      return this.#options.queue.first();
+    } catch (error) {
+      this.#noteQueueFailure(error);
+      return undefined;
+    }
+  }
+
+  #noteQueueFailure(error: unknown): void {
+    const fields = { error: describeError(error), retryMs: queueFailureMs };
+    this.#options.log.error(fields, "the queue of layers to be stored cannot be kept");
+    this.#restUntil = performance.now() + queueFailureMs;
   }
 
   async #run(entry: QueuedStore): Promise<void> {
@@ -113,8 +142,7 @@ export class LayerStores {
     const bytes = entry.size;
     try {
       const outcome = await this.#store(entry);
-      const isLate = Date.now() - entry.queuedAt > patienceMs;
-      if (outcome === "postponed" && !isLate) {
+      if (outcome === "postponed" && !isLate(entry)) {
         this.#postpone(entry);
         return;
       }
@@ -133,7 +161,7 @@ export class LayerStores {
       counters.storeErrors++;
       const fields = { bytes, durationMs: durationMs(), error: describeError(error) };
       const isSource = isClipError(error, "CORRUPT_LAYER") || isClipError(error, "CORRUPT_INDEX");
-      if (isSource || Date.now() - entry.queuedAt > patienceMs) {
+      if (isSource || isLate(entry)) {
         storeFailed(log, objects.logged(entry), fields);
         queue.remove(entry);
         this.#drop(entry, isSource ? "what this node has is damaged" : "it was tried for long");
@@ -185,17 +213,28 @@ export class LayerStores {
     const backoffMs = Math.min(first * 2 ** Math.min(entry.attempts, 20), backoffMsMax);
     // Nodes that failed together must not come back together.
     const retryMs = Math.round((soon ? backoffMs : backoffMsMax) * (0.5 + Math.random() / 2));
-    this.#options.queue.postpone(entry, Date.now() + retryMs);
+    this.#options.queue.postpone(entry, steadyNow() + retryMs);
     return retryMs;
   }
 
-  #drop(entry: QueuedStore, reason: string): void {
+  #drop(entry: SharedLayer, reason: string): void {
     this.#options.counters.storesDropped++;
     this.#logDropped(entry, reason);
   }
 
-  #logDropped(entry: QueuedStore, reason: string): void {
+  #logDropped(entry: SharedLayer, reason: string): void {
     const { objects, log } = this.#options;
     log.warn({ ...objects.logged(entry), bytes: entry.size, reason }, "a layer will not be stored");
   }
+}
+
+/** Milliseconds until an entry is due. */
+function waitOf({ dueAt }: QueuedStore): number {
+  const waitMs = Math.max(0, dueAt - steadyNow());
+  // None waits for longer than that: this one was queued before the clock was set back.
+  return waitMs > backoffMsMax ? 0 : waitMs;
+}
+
+function isLate({ queuedAt, attempts }: QueuedStore): boolean {
+  return attempts >= attemptsMin && steadyNow() - queuedAt > patienceMs;
 }
