@@ -15,6 +15,9 @@ const mountCall = libc.func(
 const umountCall = libc.func("int umount2(const char *target, int flags)");
 const clockGettimeCall = libc.func("int clock_gettime(int clock, void *time)");
 const fallocateCall = libc.func("int fallocate(int fd, int mode, int64_t offset, int64_t length)");
+const fadviseCall = libc.func(
+  "int posix_fadvise(int fd, int64_t offset, int64_t length, int advice)",
+);
 const flockCall = libc.func("int flock(int fd, int operation)");
 
 /** mount(2): read-only. */
@@ -70,6 +73,15 @@ export async function punchHole(fd: number, offset: number, length: number): Pro
   const mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE;
   const errno = await callAsync(fallocateCall, [fd, mode, offset, length]);
   if (errno !== 0) throw systemCallError("fallocate", errno, `fd ${fd}`);
+}
+
+/**
+ * Has the kernel drop what it remembers of `length` bytes at `offset` (0: all up to the end), apart
+ * from what is mapped or not written yet, on a thread of its own. Only an advice: it never fails.
+ */
+export async function adviseNotNeeded(fd: number, offset: number, length: number): Promise<void> {
+  const POSIX_FADV_DONTNEED = 4;
+  await callAsync(fadviseCall, [fd, offset, length, POSIX_FADV_DONTNEED]);
 }
 
 /**
