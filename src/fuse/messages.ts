@@ -3,6 +3,7 @@ import type { MessagePort } from "node:worker_threads";
 import type { FuseLayer } from "./layer.ts";
 import { opcodeSlots } from "./opcodes.ts";
 import type { HandedRead } from "./outcome.ts";
+import { requestBytesMax } from "./protocol.ts";
 
 /**
  * Told to a thread through its port. The thread blocks in read(2) and has no event loop: it polls
@@ -65,9 +66,16 @@ export class SessionMemory {
   }
 }
 
-/** Memory that the session shares with one thread; it outlives the thread. */
+const countsOffset = 8;
+const requestOffset = countsOffset + 8 * opcodeSlots;
+/** Where a request says how long it is, and which one it is (struct fuse_in_header). */
+const uniqueOffset = requestOffset + 8;
+
+/** Memory that the session shares with one thread; it outlives the thread, and so does its request. */
 export class ThreadMemory {
   readonly buffer: SharedArrayBuffer;
+  /** What the thread has read from the kernel. */
+  readonly request: Buffer;
   readonly #inHand: BigUint64Array;
   // Doubles count to 2^53; only one thread writes, and an aligned 64-bit store does not tear on
   // the machines that clip runs on.
@@ -75,11 +83,12 @@ export class ThreadMemory {
 
   readonly #threadId: Int32Array;
 
-  constructor(buffer = new SharedArrayBuffer(8 * (2 + opcodeSlots))) {
+  constructor(buffer = new SharedArrayBuffer(requestOffset + requestBytesMax)) {
     this.buffer = buffer;
-    this.#inHand = new BigUint64Array(buffer, 0, 1);
-    this.#threadId = new Int32Array(buffer, 8, 1);
-    this.#counts = new Float64Array(buffer, 16, opcodeSlots);
+    this.#threadId = new Int32Array(buffer, 0, 1);
+    this.#counts = new Float64Array(buffer, countsOffset, opcodeSlots);
+    this.request = Buffer.from(buffer, requestOffset, requestBytesMax);
+    this.#inHand = new BigUint64Array(buffer, uniqueOffset, 1);
   }
 
   /** The kernel's number of the thread; 0 unless it reads requests. */
@@ -91,13 +100,17 @@ export class ThreadMemory {
     Atomics.store(this.#threadId, 0, threadId);
   }
 
-  /** The request that the thread has read and neither answered nor handed over; 0 if none. */
+  /**
+   * The request that the thread has read and neither answered nor handed over; 0 if none. The kernel
+   * itself puts the number there, so there is no moment at which it is lost.
+   */
   get inHand(): bigint {
     return Atomics.load(this.#inHand, 0);
   }
 
-  set inHand(unique: bigint) {
-    Atomics.store(this.#inHand, 0, unique);
+  /** Nothing is in hand any more. */
+  settle(): void {
+    Atomics.store(this.#inHand, 0, 0n);
   }
 
   count(opcode: number): void {

@@ -179,11 +179,11 @@ test("when the session is left to another process nothing is answered any more",
   assert.equal(requests[0]?.signal.aborted, true);
 });
 
-test("what a dead thread had in its hand gets EIO, unless it was handed over", () => {
+test("what no thread could handle gets EIO, unless it was handed over", () => {
   const { pending, replies } = setUp();
   pending.add(handedRead(oneSegment, 2n));
+  assert.deepEqual([pending.has(2n), pending.has(4n)], [true, false]);
   pending.failLost(2n);
-  pending.failLost(0n);
   pending.failLost(4n);
   assert.deepEqual(replies, [{ unique: 4n, error: errno.EIO, body: "" }]);
 });

@@ -73,6 +73,11 @@ export class PendingReads {
     return this.#pending.size;
   }
 
+  /** Whether this READ waits. */
+  has(unique: bigint): boolean {
+    return this.#pending.has(unique);
+  }
+
   /** Takes over a READ. */
   add(read: HandedRead): void {
     const pending: PendingRead = {
@@ -121,9 +126,9 @@ export class PendingReads {
     }
   }
 
-  /** Answers a request with EIO that a thread held when it died, unless it was handed over. */
+  /** Answers a request with EIO that no thread could handle, unless it was handed over. */
   failLost(unique: bigint): void {
-    if (unique !== 0n && !this.#pending.has(unique)) this.#write(unique, errno.EIO);
+    if (!this.#pending.has(unique)) this.#write(unique, errno.EIO);
   }
 
   /** Answers what waits, and whatever is still handed over, with EIO. */

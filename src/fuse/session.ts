@@ -109,6 +109,7 @@ export class FuseSession {
       noOpen: options.noOpen ?? false,
       log: this.#log,
       onMessage: (message) => this.#onMessage(message),
+      isPending: (unique) => this.#pending.has(unique),
       onLost: (unique) => this.#pending.failLost(unique),
     });
     this.#pending = new PendingReads({

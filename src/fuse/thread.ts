@@ -21,7 +21,6 @@ import {
 } from "./messages.ts";
 import type { HandlerState, ServedLayer } from "./nodes.ts";
 import { replyBytesMax, type Outcome } from "./outcome.ts";
-import { requestBytesMax } from "./protocol.ts";
 
 const start = workerData as ThreadStart;
 const session = new SessionMemory(start.session);
@@ -29,7 +28,6 @@ const memory = new ThreadMemory(start.thread);
 const files = new DataFiles();
 const layers = new Map<number, ServedLayer>();
 // Replies are copied into the kernel by write(2), so one buffer does for all of them.
-const requestBuffer = Buffer.allocUnsafeSlow(requestBytesMax);
 const replyBuffer = Buffer.allocUnsafeSlow(replyBytesMax);
 let seenGeneration = -1;
 
@@ -54,6 +52,8 @@ try {
 }
 
 function serve(): void {
+  // The thread before this one may have died with a request in its hand.
+  if (memory.inHand !== 0n) answer(memory.request.subarray(0, memory.request.readUInt32LE(0)));
   while (!session.stopping) {
     const request = readRequest();
     if (request === "again") continue;
@@ -61,19 +61,22 @@ function serve(): void {
       tell({ kind: "ended" });
       return;
     }
-    const code = request.length >= 8 ? request.readUInt32LE(4) : 0;
-    memory.inHand = request.length >= 16 ? request.readBigUInt64LE(8) : 0n;
-    memory.count(code);
-    updateLayers();
-    settle(handle(request, state, replyBuffer), code);
-    memory.inHand = 0n;
+    answer(request);
   }
+}
+
+function answer(request: Buffer): void {
+  const code = request.length >= 8 ? request.readUInt32LE(4) : 0;
+  memory.count(code);
+  updateLayers();
+  settle(handle(request, state, replyBuffer), code);
+  memory.settle();
 }
 
 function readRequest(): Buffer | "again" | "over" {
   try {
-    const length = readSync(start.descriptor, requestBuffer, 0, requestBytesMax, null);
-    return requestBuffer.subarray(0, length);
+    const { request } = memory;
+    return request.subarray(0, readSync(start.descriptor, request, 0, request.length, null));
   } catch (error) {
     if (isRetryable(error)) return "again";
     if (isConnectionOver(error)) return "over";

@@ -14,7 +14,9 @@ export interface FuseThreadsOptions {
   count: number;
   noOpen: boolean;
   onMessage(message: ThreadMessage): void;
-  /** A thread died with this request in its hand (0: none). Must answer it; must not throw. */
+  /** Whether this request was handed over and has not been answered. */
+  isPending(unique: bigint): boolean;
+  /** Two threads died of this request, one after the other. Must answer it; must not throw. */
   onLost(unique: bigint): void;
   log: Log;
 }
@@ -116,17 +118,31 @@ export class FuseThreads {
   /** Runs one thread, again and again, until it ends on its own accord. */
   async #run(slot: Slot): Promise<void> {
     slot.running = true;
+    let lost = 0n;
     while (!this.#over && !this.#session.stopping) {
       const failure = await this.#runOnce(slot);
-      const inHand = slot.memory.inHand;
-      slot.memory.inHand = 0n;
       slot.memory.threadId = 0;
       if (failure === undefined) continue;
       this.#options.log.error({ error: failure }, "a FUSE thread died, another takes its place");
-      this.#options.onLost(inHand);
+      lost = this.#takeFrom(slot, lost);
       await delay(restartMilliseconds);
     }
     slot.running = false;
+  }
+
+  /**
+   * Leaves what a thread had in its hand when it died to the next one, unless it was handed over, or
+   * is what the thread before died of: `lost`.
+   * @returns the request that the next thread begins with; 0 if none
+   */
+  #takeFrom({ memory }: Slot, lost: bigint): bigint {
+    const { isPending, onLost } = this.#options;
+    const { inHand } = memory;
+    if (inHand === 0n) return 0n;
+    if (inHand !== lost && !isPending(inHand)) return inHand;
+    memory.settle();
+    if (inHand === lost) onLost(inHand);
+    return 0n;
   }
 
   /** Runs one thread; returns why it died, or undefined if it ended as it should. */

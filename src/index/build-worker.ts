@@ -112,6 +112,7 @@ function finish({ pass }: Build): void {
 
 function chooseHashes(isLarge: boolean): LayerHashes {
   if (!isLarge || availableParallelism() === 1) return new InlineHashes();
+  if (threadedHashes?.broken === true) threadedHashes = undefined;
   return (threadedHashes ??= new ThreadedHashes());
 }
 

@@ -3,15 +3,23 @@
  * block while they wait: neither has anything else to do.
  */
 
+import { existsSync } from "node:fs";
+
 /** What a slot of the ring says. */
 export const ringOperations = { compressed: 0, uncompressed: 1, endSpan: 2, end: 3, close: 4 };
 
 const slotBytes = 256 * 1024;
 const slots = 32;
-// Positions in the control words: slots filled and slots emptied so far, then two words a slot.
+// Positions in the control words: slots filled and slots emptied so far, the number of the thread
+// that empties them, then two words a slot.
 const filled = 0;
 const emptied = 1;
-const slotWords = 2;
+const reader = 2;
+const slotWords = 3;
+/** How often whoever waits looks whether the other side still lives. */
+const lookMs = 1_000;
+/** Longest time for the other side to begin. */
+const startMs = 60_000;
 
 /** The memory of a ring. */
 export interface RingMemory {
@@ -30,14 +38,12 @@ export function createRing(): RingMemory {
 export class RingWriter {
   readonly #control: Int32Array;
   readonly #data: Uint8Array;
-  readonly #patienceMs: number;
+  readonly #createdAt = performance.now();
   #position = 0;
 
-  /** `patienceMs` is how long the other side may take to empty a slot. */
-  constructor({ control, data }: RingMemory, patienceMs: number) {
+  constructor({ control, data }: RingMemory) {
     this.#control = new Int32Array(control);
     this.#data = new Uint8Array(data);
-    this.#patienceMs = patienceMs;
   }
 
   /**
@@ -59,23 +65,42 @@ export class RingWriter {
     } while (at < bytes.length);
   }
 
+  /**
+   * Blocks while a word has this value.
+   * @throws Error when the other side has died
+   */
+  wait(words: Int32Array, position: number, value: number): void {
+    while (Atomics.wait(words, position, value, lookMs) === "timed-out") this.#checkReader();
+  }
+
   #waitForRoom(): void {
     for (;;) {
       const done = Atomics.load(this.#control, emptied);
       if (this.#position - done < slots) return;
-      const outcome = Atomics.wait(this.#control, emptied, done, this.#patienceMs);
-      if (outcome === "timed-out") throw new Error("the hashing thread does not answer");
+      this.wait(this.#control, emptied, done);
     }
+  }
+
+  // While this side blocks it does not get the event of the other's end.
+  #checkReader(): void {
+    const threadId = Atomics.load(this.#control, reader);
+    const lives =
+      threadId === 0
+        ? performance.now() - this.#createdAt < startMs
+        : existsSync(`/proc/self/task/${threadId}`);
+    if (!lives) throw new Error("the hashing thread has died");
   }
 }
 
-/** Takes bytes out of a ring, for ever. */
+/** Takes bytes out of a ring, for ever; `threadId` is the kernel's number of the calling thread. */
 export function readRing(
   { control, data }: RingMemory,
+  threadId: number,
   take: (operation: number, bytes: Uint8Array) => void,
 ): never {
   const words = new Int32Array(control);
   const bytes = new Uint8Array(data);
+  Atomics.store(words, reader, threadId);
   for (let position = 0; ; position++) {
     while (Atomics.load(words, filled) === position) Atomics.wait(words, filled, position);
     const slot = position % slots;

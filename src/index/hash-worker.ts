@@ -1,5 +1,6 @@
 /** The thread that hashes what another thread decodes. It ends with that thread. */
 import { type MessagePort, workerData } from "node:worker_threads";
+import { currentThreadId } from "../os/interrupt.ts";
 import { readRing, type RingMemory, ringOperations } from "./hash-ring.ts";
 import { InlineHashes } from "./layer-hashes.ts";
 
@@ -15,7 +16,7 @@ const { ring, answered, port } = workerData as HashOrder;
 const answers = new Int32Array(answered);
 let hashes = new InlineHashes();
 
-readRing(ring, (operation, bytes) => {
+readRing(ring, currentThreadId(), (operation, bytes) => {
   switch (operation) {
     case ringOperations.compressed:
       return hashes.addCompressed(bytes);

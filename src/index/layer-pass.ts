@@ -93,10 +93,11 @@ export class LayerPass {
 
   /** Frees what is held, when the layer is given up. */
   close(): void {
-    if (!this.#hashesEnded) this.#hashes.close();
-    this.#hashesEnded = true;
     this.#gzip.close();
     this.#output?.close();
+    // The last, since what hashes may have died.
+    if (!this.#hashesEnded) this.#hashes.close();
+    this.#hashesEnded = true;
   }
 
   #takeOutput(chunk: Buffer): void {

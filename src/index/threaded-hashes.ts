@@ -4,9 +4,6 @@ import { createRing, ringOperations, RingWriter } from "./hash-ring.ts";
 import type { HashOrder } from "./hash-worker.ts";
 import type { LayerDigests, LayerHashes } from "./layer-hashes.ts";
 
-// A thread that hashes nothing for so long has died.
-const patienceMs = 120_000;
-
 /**
  * Owns a thread that hashes one layer after the other. It has to be used from a thread that may
  * block. It ends with that thread.
@@ -16,10 +13,11 @@ export class ThreadedHashes implements LayerHashes {
   readonly #answered: Int32Array;
   readonly #channel = new MessageChannel();
   #answers = 0;
+  #broken = false;
 
   constructor() {
     const ring = createRing();
-    this.#writer = new RingWriter(ring, patienceMs);
+    this.#writer = new RingWriter(ring);
     const answered = new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT);
     this.#answered = new Int32Array(answered);
     const port = this.#channel.port1;
@@ -28,32 +26,51 @@ export class ThreadedHashes implements LayerHashes {
       workerData: order,
       transferList: [port],
     });
+    // It is told to whoever waits for it; between two layers it is noticed here.
+    worker.on("error", () => (this.#broken = true));
+    worker.on("exit", () => (this.#broken = true));
     worker.unref();
   }
 
+  /** The thread has died: another one of these is needed. */
+  get broken(): boolean {
+    return this.#broken;
+  }
+
   addCompressed(chunk: Uint8Array): void {
-    this.#writer.put(ringOperations.compressed, chunk);
+    this.#alive(() => this.#writer.put(ringOperations.compressed, chunk));
   }
 
   addUncompressed(chunk: Uint8Array): void {
-    this.#writer.put(ringOperations.uncompressed, chunk);
+    this.#alive(() => this.#writer.put(ringOperations.uncompressed, chunk));
   }
 
   endSpan(): void {
-    this.#writer.put(ringOperations.endSpan);
+    this.#alive(() => this.#writer.put(ringOperations.endSpan));
   }
 
   /** The thread is ready for the next layer afterwards. */
   end(): LayerDigests {
-    this.#writer.put(ringOperations.end);
-    const outcome = Atomics.wait(this.#answered, 0, this.#answers++, patienceMs);
+    this.#alive(() => {
+      this.#writer.put(ringOperations.end);
+      this.#writer.wait(this.#answered, 0, this.#answers++);
+    });
     const answer = receiveMessageOnPort(this.#channel.port2);
-    if (answer === undefined) throw new Error(`the hashing thread does not answer: ${outcome}`);
+    if (answer === undefined) throw new Error("the hashing thread does not answer");
     return answer.message as LayerDigests;
   }
 
   /** As {@link end}. */
   close(): void {
-    this.#writer.put(ringOperations.close);
+    if (!this.#broken) this.#alive(() => this.#writer.put(ringOperations.close));
+  }
+
+  #alive(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.#broken = true;
+      throw error;
+    }
   }
 }
