@@ -1,9 +1,11 @@
 /** The threads that build layer indexes, seen from the thread that wants them. */
 import { Worker } from "node:worker_threads";
+import { workerFailure } from "../base/worker-failure.ts";
 import {
   type BuildInput,
   type BuildOrder,
   type BuildOutput,
+  packError,
   unpackError,
 } from "./build-messages.ts";
 
@@ -26,13 +28,13 @@ export class BuildThread {
   private constructor() {
     this.#worker = new Worker(new URL("./build-worker.ts", import.meta.url));
     this.#worker.on("message", (output: BuildOutput) => this.#onOutput(output));
-    const die = (message: string) => {
+    const die = (error: unknown) => {
       this.#isDead = true;
       this.#leaveIdle();
-      this.#onOutput({ kind: "failed", error: { message } });
+      this.#onOutput({ kind: "failed", error: packError(error) });
     };
-    this.#worker.once("error", (error) => die(`the build thread died: ${String(error)}`));
-    this.#worker.once("exit", () => die("the build thread has ended"));
+    this.#worker.once("error", (error) => die(workerFailure(error, "indexing a layer")));
+    this.#worker.once("exit", () => die(new Error("the build thread has ended")));
   }
 
   /** An idle thread, or a new one. */

@@ -2,6 +2,7 @@
 import { mkdir, readdir, rmdir, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { ClipError, describeError } from "../base/errors.ts";
+import { asDiskError } from "../cache/files.ts";
 import { MNT_DETACH, unmount } from "../os/libc.ts";
 import { readMountTable, type MountEntry } from "../os/mount-table.ts";
 import type { Log } from "../telemetry/log.ts";
@@ -83,12 +84,14 @@ export class LayerMounts {
 
   /**
    * Mounts a layer, over what is mounted there already.
-   * @throws ClipError SYSTEM_CALL
+   * @throws ClipError SYSTEM_CALL, DISK_FULL
    */
   async mount(number: number, image: string, device: string, backing: MountBacking): Promise<void> {
     const { records, readAheadKilobytes, log } = this.#options;
     const target = this.path(number);
-    await mkdir(target, { recursive: true, mode: 0o755 });
+    await mkdir(target, { recursive: true, mode: 0o755 }).catch((error: unknown) => {
+      throw asDiskError(error);
+    });
     await mountErofs({ image, device, target, readAheadKilobytes, log });
     const record = {
       device: deviceName((await stat(target)).dev),

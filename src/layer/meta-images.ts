@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { Worker } from "node:worker_threads";
 import { digestKey, type Digest } from "../base/digest.ts";
 import { ClipError } from "../base/errors.ts";
+import { workerFailure } from "../base/worker-failure.ts";
 import type { LayerIndexReader } from "../index/reader.ts";
 import { makeMetaImage, type MetaAnswer, type MetaImage } from "./meta-image.ts";
 
@@ -129,7 +130,9 @@ export class MetaImages {
       if ("made" in answer) waiting?.resolve(answer.made);
       else waiting?.reject(workerError(answer));
     });
-    worker.on("error", (error) => this.#lose(worker, error));
+    worker.on("error", (error) => {
+      this.#lose(worker, workerFailure(error, "making the metadata of a layer"));
+    });
     worker.on("exit", () => this.#lose(worker, new ClipError("CLOSED", "the thread has ended")));
     this.#worker = worker;
     return worker;

@@ -2,6 +2,7 @@
 import { hash } from "node:crypto";
 import { Worker } from "node:worker_threads";
 import { ClipError } from "../base/errors.ts";
+import { workerFailure } from "../base/worker-failure.ts";
 import type { LayerFile } from "../cache/layer-file.ts";
 import type { LayerHead } from "../index/model.ts";
 import type { Verification, VerifyAnswer, VerifyOrder } from "./verification.ts";
@@ -15,7 +16,7 @@ export async function verifyLayer(order: VerifyOrder, signal: AbortSignal): Prom
   const worker = new Worker(new URL("./verify-worker.ts", import.meta.url), { workerData: order });
   const { promise, resolve, reject } = Promise.withResolvers<VerifyAnswer>();
   worker.once("message", resolve);
-  worker.once("error", reject);
+  worker.once("error", (error) => reject(workerFailure(error, "checking a layer")));
   worker.once("exit", () => reject(new ClipError("CLOSED", "the thread has ended")));
   const onAbort = () => reject(new ClipError("ABORTED", "the check was given up"));
   if (signal.aborted) onAbort();

@@ -2,9 +2,11 @@
  * The directories of ordinary snapshots: `<root>/s/<id>` holds the content and `<root>/w/<id>` is
  * overlayfs's work directory. Names are short, since one mount may have to list 500 of them.
  */
-import { chmod, chown, mkdir, mkdtemp, readdir, rename, rm, stat } from "node:fs/promises";
+import { randomUUID } from "node:crypto";
+import { chmod, chown, mkdir, readdir, rename, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { ClipError, describeError } from "../base/errors.ts";
+import { asDiskError } from "../cache/files.ts";
 import type { Log } from "../telemetry/log.ts";
 import { detachMountsBelow } from "../os/mount-table.ts";
 import type { UpperDirectories } from "./mounts.ts";
@@ -48,11 +50,16 @@ export class SnapshotDirectories {
   /**
    * Makes the directories of a new snapshot. The root of what is merged shows the owner and mode
    * of its topmost layer, so they are those of the parent's root, `like`.
+   * @throws ClipError DISK_FULL
    */
   async create(id: number, like: string | undefined): Promise<UpperDirectories> {
     const directories = this.of(id);
-    await mkdir(directories.upper, { mode: 0o700 });
-    await mkdir(directories.work, { mode: 0o711 });
+    try {
+      await mkdir(directories.upper, { mode: 0o700 });
+      await mkdir(directories.work, { mode: 0o711 });
+    } catch (error) {
+      throw asDiskError(error);
+    }
     if (like !== undefined) {
       const parent = await stat(like);
       await chown(directories.upper, parent.uid, parent.gid);
@@ -89,13 +96,15 @@ export class SnapshotDirectories {
   }
 
   async #moveToTrash(path: string): Promise<void> {
+    // Ids are not used twice, but a crash may leave one in the trash while its twin is discarded.
+    // Nothing is created that a full disk would have no room for.
+    const name = join(this.#trash, `x${randomUUID()}`);
     try {
-      // Ids are not used twice, but a crash may leave one in the trash while its twin is discarded.
-      await rename(path, await mkdtemp(join(this.#trash, "x")));
+      await rename(path, name);
     } catch (error) {
       if (isMissing(error)) return;
       await detachMountsBelow(path);
-      await rename(path, await mkdtemp(join(this.#trash, "x")));
+      await rename(path, name);
     }
   }
 
