@@ -40,6 +40,40 @@ test("a semaphore never lets more in than it has permits, and everybody gets in"
   assert.equal(await semaphore.run(() => Promise.resolve("free")), "free");
 });
 
+test("whoever gives up waiting for a permit leaves the queue, and the others keep their turns", async () => {
+  const semaphore = new Semaphore(1);
+  const gate = Promise.withResolvers<void>();
+  const first = semaphore.run(() => gate.promise);
+  const controller = new AbortController();
+  const order: string[] = [];
+  const work = (name: string) => async () => void order.push(name);
+  const second = semaphore.run(work("second"), controller.signal);
+  const third = semaphore.run(work("third"));
+  assert.equal(semaphore.waiting, 2);
+  controller.abort();
+  await assert.rejects(second, (error) => isClipError(error, "ABORTED"));
+  assert.equal(semaphore.waiting, 1);
+  gate.resolve();
+  await Promise.all([first, third]);
+  assert.deepEqual(order, ["third"]);
+  assert.equal(semaphore.running, 0);
+});
+
+test("a permit that is given at the moment of giving up goes to the next", async () => {
+  const semaphore = new Semaphore(1);
+  const gate = Promise.withResolvers<void>();
+  const first = semaphore.run(() => gate.promise);
+  const controller = new AbortController();
+  const second = semaphore.run(() => Promise.resolve("second"), controller.signal);
+  const third = semaphore.run(() => Promise.resolve("third"));
+  gate.resolve();
+  await first;
+  controller.abort();
+  await Promise.allSettled([second]);
+  assert.equal(await third, "third");
+  assert.equal(semaphore.running, 0);
+});
+
 test("an aborted wait ends with ABORTED and leaves no listener behind", async () => {
   const controller = new AbortController();
   const wait = abortable(new Promise<never>(() => {}), controller.signal);

@@ -27,7 +27,7 @@ export class SingleFlight<Value> {
 export class Semaphore {
   readonly #permits: number;
   #free: number;
-  readonly #waiting: (() => void)[] = [];
+  readonly #waiting = new Set<() => void>();
 
   constructor(permits: number) {
     this.#permits = permits;
@@ -41,19 +41,47 @@ export class Semaphore {
 
   /** How many wait for their turn. */
   get waiting(): number {
-    return this.#waiting.length;
+    return this.#waiting.size;
   }
 
-  /** Runs `work` once a permit is free. */
-  async run<Value>(work: () => Promise<Value>): Promise<Value> {
-    if (this.#free > 0) this.#free--;
-    else await new Promise<void>((resolve) => this.#waiting.push(resolve));
+  /**
+   * Runs `work` once a permit is free.
+   * @throws ClipError ABORTED when `signal` fires before that; afterwards what `work` throws
+   */
+  async run<Value>(work: () => Promise<Value>, signal?: AbortSignal): Promise<Value> {
+    await this.#turn(signal);
     try {
       return await work();
     } finally {
-      const next = this.#waiting.shift();
-      if (next === undefined) this.#free++;
-      else next();
+      this.#release();
+    }
+  }
+
+  #release(): void {
+    const [next] = this.#waiting;
+    if (next === undefined) this.#free++;
+    else next();
+  }
+
+  async #turn(signal: AbortSignal | undefined): Promise<void> {
+    if (this.#free > 0) {
+      this.#free--;
+      return;
+    }
+    let take: () => void = () => {};
+    const turn = new Promise<void>((resolve) => {
+      take = () => {
+        this.#waiting.delete(take);
+        resolve();
+      };
+      this.#waiting.add(take);
+    });
+    try {
+      await abortable(turn, signal);
+    } catch (error) {
+      // A turn that has been given just before is passed on.
+      if (!this.#waiting.delete(take)) this.#release();
+      throw error;
     }
   }
 }

@@ -67,6 +67,8 @@ export const configSchema = v.strictObject({
       timeoutMs: v.optional(milliseconds, 10_000),
       /** Longest silence in the body of an answer. */
       idleTimeoutMs: v.optional(milliseconds, 30_000),
+      /** Fewest bytes a second of a body, on average over that time; 0: no limit. */
+      bytesPerSecondMin: v.optional(zeroOr(1, 1024 * MiB), 1024),
       /** How often a request is tried again after a fault that may pass. */
       retries: v.optional(count(0, 20), 5),
     }),

@@ -93,7 +93,8 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     parts.add(() => server.close());
     await layers.releaseUnused(server.layersInUse());
     const contentCache = sharing && { contentCache: sharing.counters };
-    const observed = { layers, session, snapshots: server, calls, ...contentCache };
+    const counted = { registry: registry.counters, calls, ...contentCache };
+    const observed = { layers, session, snapshots: server, ...counted };
     const actions = adminActions();
     const telemetry = await openTelemetry({ config, parts: observed, actions, log });
     parts.add(() => telemetry.close());

@@ -60,6 +60,14 @@ export function fakeNode(): NodeParts {
     session: { requestCounts: () => ({ READ: 100, LOOKUP: 3 }), pendingReads: 4 },
     snapshots: { snapshotCounts: () => ({ active: 1, view: 0, committed: 2, remote: 5 }) },
     calls,
+    registry: {
+      hosts: new Map([
+        [
+          "r.io",
+          { answers: new Map([[206, 9]]), faults: new Map([["slow", 2]]), bytes: 7_340_032 },
+        ],
+      ]),
+    },
     contentCache: {
       latencyBoundsMs: [1, 10],
       counts: () => [

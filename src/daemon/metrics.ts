@@ -1,6 +1,7 @@
 /** The node's metrics for Prometheus. `docs/metrics.md` explains them. */
 import { version } from "../base/version.ts";
 import type { SourceCounters } from "../layer/counters.ts";
+import type { HostCounts } from "../registry/registry-counters.ts";
 import { MetricsPage, type LatencySample, type Sample } from "../telemetry/metrics-page.ts";
 import { diskReads, type NodeState } from "./node-state.ts";
 
@@ -13,6 +14,7 @@ export function createMetricsPage(): MetricsPage<NodeState> {
   addSnapshotMetrics(page);
   addReadMetrics(page);
   addTierMetrics(page);
+  addRegistryMetrics(page);
   addLayerMetrics(page);
   addContentCacheMetrics(page);
   page.processMetrics();
@@ -109,6 +111,28 @@ function addTierMetrics(page: MetricsPage<NodeState>): void {
     "clip_span_write_errors_total",
     "Spans that could not be kept on disk.",
     (at) => at.counters.writeErrors,
+  );
+}
+
+function addRegistryMetrics(page: MetricsPage<NodeState>): void {
+  page.counter(
+    "clip_registry_answers_total",
+    "Answers of registries, their token services and their storage, by host and HTTP status.",
+    (at) =>
+      ofHosts(at, ({ answers }) =>
+        [...answers].map(([status, value]) => ({ labels: { status: String(status) }, value })),
+      ),
+  );
+  page.counter("clip_registry_bytes_total", "Bytes of the bodies of these answers.", (at) =>
+    ofHosts(at, ({ bytes }) => [{ labels: {}, value: bytes }]),
+  );
+  page.counter(
+    "clip_registry_faults_total",
+    "Requests without an answer, and answers that broke off, by host and kind of fault.",
+    (at) =>
+      ofHosts(at, ({ faults }) =>
+        [...faults].map(([fault, value]) => ({ labels: { fault }, value })),
+      ),
   );
 }
 
@@ -238,6 +262,15 @@ function ofTiers({ counters }: NodeState, value: (tier: SourceCounters) => numbe
     labels: { tier },
     value: value(counts),
   }));
+}
+
+function ofHosts(
+  { registryHosts }: NodeState,
+  samplesOf: (counts: HostCounts) => Sample[],
+): Sample[] {
+  return [...registryHosts].flatMap(([host, counts]) =>
+    samplesOf(counts).map(({ labels, value }) => ({ labels: { host, ...labels }, value })),
+  );
 }
 
 function byLabel(label: string, values: Record<string, number>): Sample[] {

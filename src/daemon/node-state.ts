@@ -4,6 +4,7 @@ import type { ClusterCounters } from "../layer/cluster/cluster-options.ts";
 import type { DiskCacheState } from "../cache/evictor.ts";
 import type { LayerCounters } from "../layer/counters.ts";
 import type { LayerQueues, LayerStatus } from "../layer/layer-status.ts";
+import type { HostCounts } from "../registry/registry-counters.ts";
 import type { SnapshotCounts } from "../snapshotter/snapshotter.ts";
 import type { CallCount } from "./call-counters.ts";
 
@@ -21,6 +22,7 @@ export interface NodeParts {
   session: { requestCounts(): Record<string, number>; pendingReads: number };
   snapshots: { snapshotCounts(): SnapshotCounts };
   calls: { calls: CallCount[]; fallbacks: ReadonlyMap<string, number> };
+  registry: { hosts: ReadonlyMap<string, HostCounts> };
   /** Counts of the content caches; absent when none is configured. */
   contentCache?: { latencyBoundsMs: readonly number[]; counts(): CacheCount[] };
 }
@@ -40,13 +42,15 @@ export interface NodeState {
   readsWaiting: number;
   calls: CallCount[];
   fallbacks: ReadonlyMap<string, number>;
+  /** What was asked of registries, by host. */
+  registryHosts: ReadonlyMap<string, HostCounts>;
   /** Calls of content caches; undefined when none is configured. */
   contentCache: { latencyBoundsMs: readonly number[]; counts: CacheCount[] } | undefined;
 }
 
 /** Asks the parts. */
 export async function readNodeState(parts: NodeParts): Promise<NodeState> {
-  const { layers, session, snapshots, calls, contentCache } = parts;
+  const { layers, session, snapshots, calls, registry, contentCache } = parts;
   const status = await layers.status();
   return {
     mode: layers.mode,
@@ -60,6 +64,7 @@ export async function readNodeState(parts: NodeParts): Promise<NodeState> {
     readsWaiting: session.pendingReads,
     calls: calls.calls,
     fallbacks: calls.fallbacks,
+    registryHosts: registry.hosts,
     contentCache: contentCache && {
       latencyBoundsMs: contentCache.latencyBoundsMs,
       counts: contentCache.counts(),

@@ -19,6 +19,7 @@ export function openRegistry(
     dockerConfig: config.registry.dockerConfig,
     timeoutMs: config.registry.timeoutMs,
     idleTimeoutMs: config.registry.idleTimeoutMs,
+    bytesPerSecondMin: config.registry.bytesPerSecondMin,
     retries: config.registry.retries,
     log,
   });

@@ -1,18 +1,27 @@
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import { digestOf } from "../base/digest.ts";
-import { type ErrorCode, isClipError } from "../base/errors.ts";
+import { describeError, type ErrorCode, isClipError } from "../base/errors.ts";
 import type { BlobReader } from "./blob-reader.ts";
+import type { RegistryOptions } from "./client.ts";
 import { type FakeServer, type Handler, newClient, serveBlob, startServer } from "./fake-server.ts";
 
 const bytes = randomBytes(3_000_000);
 const digest = digestOf(bytes);
 const path = `/v2/team/app/blobs/${digest}`;
 
-async function serve(handler: Handler): Promise<{ server: FakeServer; blob: BlobReader }> {
+async function serve(
+  handler: Handler,
+  options: Partial<RegistryOptions> = {},
+): Promise<{ server: FakeServer; blob: BlobReader }> {
   const server = await startServer(handler);
-  const blob = newClient().blob({ host: server.host, name: "team/app" }, digest, bytes.length);
+  const blob = newClient(options).blob(
+    { host: server.host, name: "team/app" },
+    digest,
+    bytes.length,
+  );
   return { server, blob };
 }
 
@@ -93,7 +102,7 @@ test("429 and 5xx are tried again, as late as the server asks", async () => {
 });
 
 test("answers that hold something else than was asked for are refused", async () => {
-  const { server, blob } = await serve((_, response) => response.end());
+  const { server, blob } = await serve((_, response) => response.end(), { retries: 0 });
   const answer = (status: number, headers: Record<string, string | number>, body: Buffer) =>
     server.handle((_, response) => response.writeHead(status, headers).end(body));
   const ten = bytes.subarray(100, 110);
@@ -128,6 +137,19 @@ test("answers that hold something else than was asked for are refused", async ()
   }
 });
 
+test("an answer that holds something else is asked for again", async () => {
+  const ranges = ["bytes 0-9/3000000", `bytes 100-109/${bytes.length + 1}`, ""];
+  const { server, blob } = await serve((request, response) => {
+    const range = ranges.shift();
+    if (range === undefined) serveBlob(request, response, bytes);
+    else response.writeHead(206, { "content-range": range }).end(bytes.subarray(0, 10));
+  });
+  await rejected(blob.read(100, 10), "REGISTRY_PROTOCOL");
+  assert.equal(server.requests.length, 3);
+  ranges.push("bytes 0-9/3000000");
+  assert.ok((await blob.read(100, 10)).equals(bytes.subarray(100, 110)));
+});
+
 test("a short answer is completed by another request", async () => {
   const { blob } = await serve((request, response) => {
     const [, first = "", last = ""] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? "") ?? [];
@@ -137,13 +159,15 @@ test("a short answer is completed by another request", async () => {
   assert.ok((await blob.read(10, 700_000)).equals(bytes.subarray(10, 700_010)));
 });
 
-test("a server without ranges serves what is near the beginning and whole blobs, nothing else", async () => {
+test("a server without ranges serves what is near the beginning at once, and the rest when it insists", async () => {
   const { server, blob } = await serve((_, response) => {
     response.writeHead(200, { "content-length": bytes.length }).end(bytes);
   });
   assert.equal(await blob.supportsRanges(), false);
   assert.ok((await blob.read(1000, 10)).equals(bytes.subarray(1000, 1010)));
-  await rejected(blob.read(2_900_000, 10), "REGISTRY_PROTOCOL");
+  const first = server.requests.length;
+  assert.ok((await blob.read(2_900_000, 10)).equals(bytes.subarray(2_900_000, 2_900_010)));
+  assert.equal(server.requests.length, first + 3);
   const before = server.requests.length;
   const parallel = blob.parallelStream({ connections: 4, chunkBytes: 100_000 });
   assert.equal(digestOf(await collect(parallel)), digest);
@@ -176,14 +200,17 @@ test("an error about a redirect's target does not show its query", async () => {
   });
   await assert.rejects(blob.read(0, 5), (error) => {
     assert.ok(isClipError(error, "REGISTRY_DENIED"));
+    assert.match(error.message, /the storage behind the registry refuses/);
+    assert.match(error.hint ?? "", /expire/);
     assert.ok(!JSON.stringify([error.message, error.context]).includes("secret"));
     return true;
   });
 });
 
 test("redirects without end, and to nowhere, are refused", async () => {
-  const { server, blob } = await serve((request, response) =>
-    response.writeHead(302, { location: request.url }).end(),
+  const { server, blob } = await serve(
+    (request, response) => response.writeHead(302, { location: request.url }).end(),
+    { retries: 0 },
   );
   await rejected(blob.read(0, 5), "REGISTRY_PROTOCOL");
   assert.ok(server.requests.length < 10);
@@ -216,6 +243,59 @@ test("a server that falls silent is given up", async () => {
   const beginning = { "content-range": `bytes 0-4/${bytes.length}`, "content-length": 5 };
   server.handle((_, response) => response.writeHead(206, beginning).flushHeaders());
   await rejected(blob.read(0, 5), "REGISTRY_UNAVAILABLE");
+});
+
+test("an answer that comes too slowly is given up, however steadily it comes", async () => {
+  const server = await startServer((_, response) => {
+    const range = `bytes 0-9999/${bytes.length}`;
+    response.writeHead(206, { "content-range": range, "content-length": 10_000 });
+    const timer = setInterval(() => response.write("x"), 20);
+    response.on("close", () => clearInterval(timer));
+  });
+  const limits = { idleTimeoutMs: 200, bytesPerSecondMin: 10_000, retries: 0 };
+  const client = newClient(limits);
+  const blob = client.blob({ host: server.host, name: "team/app" }, digest, bytes.length);
+  await assert.rejects(blob.read(0, 10_000), (error) => {
+    assert.ok(isClipError(error, "REGISTRY_UNAVAILABLE"));
+    assert.match(describeError(error), /only \d+ bytes came in 200 ms/);
+    return true;
+  });
+  assert.deepEqual(client.counters.of(server.host).faults, new Map([["slow", 1]]));
+});
+
+test("an answer is not slow because its reader is", async () => {
+  const { blob } = await serve((request, response) => serveBlob(request, response, bytes), {
+    idleTimeoutMs: 200,
+    bytesPerSecondMin: 500_000,
+    retries: 0,
+  });
+  const chunks: Buffer[] = [];
+  for await (const chunk of blob.stream()) {
+    if (chunks.length === 2) await sleep(700);
+    chunks.push(Buffer.from(chunk));
+  }
+  assert.equal(digestOf(Buffer.concat(chunks)), digest);
+});
+
+test("what is asked and answered is counted by host", async () => {
+  const storage = await startServer((request, response) => serveBlob(request, response, bytes));
+  const server = await startServer((_, response) =>
+    response.writeHead(307, { location: `${storage.origin}/object` }).end(),
+  );
+  const client = newClient({ retries: 0 });
+  const blob = client.blob({ host: server.host, name: "team/app" }, digest, bytes.length);
+  await blob.read(0, 5);
+  await blob.read(9, 5);
+  const gone = client.blob({ host: "127.0.0.1:1", name: "team/app" }, digest, bytes.length);
+  await rejected(gone.read(0, 5), "REGISTRY_UNAVAILABLE");
+  const { hosts } = client.counters;
+  assert.deepEqual(hosts.get(server.host)?.answers, new Map([[307, 1]]));
+  assert.deepEqual(hosts.get(storage.host), {
+    answers: new Map([[206, 2]]),
+    faults: new Map(),
+    bytes: 10,
+  });
+  assert.deepEqual(hosts.get("127.0.0.1:1")?.faults, new Map([["unreachable", 1]]));
 });
 
 test("leaving a parallel stream early ends its requests", async () => {

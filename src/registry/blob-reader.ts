@@ -3,15 +3,17 @@ import type { Digest } from "../base/digest.ts";
 import { ClipError, isClipError } from "../base/errors.ts";
 import type { RangeSource } from "../base/range.ts";
 import { registryError, type Subject } from "./failure.ts";
-import { isTransientFault, networkError } from "./http.ts";
+import { isTransientFault, isUnknownName, networkError } from "./http.ts";
 import { inOrder } from "./in-order.ts";
 import type { RegistryHost } from "./registry-host.ts";
 import { backoffMs, pause } from "./retry.ts";
 import type { RegistryResponse, Session } from "./session.ts";
 import type { Repository } from "./reference.ts";
 
-// What may be thrown away when a server ignores Range: this much, or as much as was asked for.
-const discardBytesMax = 1024 * 1024;
+// What is thrown away when a server ignores Range: this much, or as much as was asked for; and this
+// much when it does so again and again.
+const discardBytes = 1024 * 1024;
+const discardBytesMax = 64 * 1024 * 1024;
 // A body that breaks after this much has made progress: it does not count against the retries.
 const progressBytes = 256 * 1024;
 
@@ -41,6 +43,12 @@ interface OpenBody {
   /** Bytes that it holds after that. */
   length: number;
   ranged: boolean;
+}
+
+interface OpenOptions {
+  /** What may be thrown away when the server ignores Range, in bytes. */
+  discardMax: number;
+  signal: AbortSignal | undefined;
 }
 
 /**
@@ -86,12 +94,15 @@ export class BlobReader implements RangeSource {
     this.#checkRange(offset, length);
     const end = offset + length;
     let position = offset;
-    let failures = 0;
-    while (position < end) {
-      const opened = await this.#open(position, end - position, signal);
+    const { retries } = this.#options;
+    for (let failures = 0; position < end;) {
       const start = position;
-      let { skip } = opened;
+      let opened: OpenBody | undefined;
+      let failure: ClipError;
       try {
+        const discardMax = failures < retries ? discardBytes : discardBytesMax;
+        opened = await this.#open(position, end - position, { discardMax, signal });
+        let { skip } = opened;
         for await (const chunk of opened.body) {
           const kept = skip === 0 ? chunk : chunk.subarray(Math.min(skip, chunk.length));
           skip -= chunk.length - kept.length;
@@ -100,22 +111,17 @@ export class BlobReader implements RangeSource {
           if (wanted.length > 0) yield wanted;
           if (position === end) return;
         }
+        if (position > start && position - start >= opened.length) continue;
+        failure = this.#protocol("the body of the answer ends too early");
       } catch (error) {
-        if (!isTransientFault(error) || signal?.aborted === true) {
-          throw networkError(error, this.#subject, this.#origin(), signal);
-        }
-        failures = position - start >= progressBytes ? 0 : failures + 1;
-        if (failures > this.#options.retries) {
-          throw networkError(error, this.#subject, this.#origin(), signal);
-        }
-        await pause(backoffMs(failures), signal);
-        continue;
+        failure = networkError(error, this.#subject, this.#origin(), signal);
+        if (!mayPass(error) || signal?.aborted === true) throw failure;
       } finally {
-        opened.body.destroy();
+        opened?.body.destroy();
       }
-      if (position === start) throw this.#protocol("the body of the answer is empty");
-      if (position - start < opened.length) failures++;
-      if (failures > this.#options.retries) throw this.#protocol("its answers are cut short");
+      failures = position - start >= progressBytes ? 0 : failures + 1;
+      if (failures > retries) throw failure;
+      await pause(backoffMs(failures), signal);
     }
   }
 
@@ -155,13 +161,13 @@ export class BlobReader implements RangeSource {
   }
 
   /**
-   * Whether ranges of this blob can be had. One request for one byte, the first time: it also
-   * shows that the blob is there and may be read, and where it really is.
+   * Whether ranges of this blob can be had, as the last answer showed. One request for one byte if
+   * there was none: it also shows that the blob is there and may be read, and where it really is.
    * @throws as {@link read}
    */
   async supportsRanges(signal?: AbortSignal): Promise<boolean> {
     if (this.#ranged === undefined && this.size > 0) {
-      const opened = await this.#open(0, 1, signal);
+      const opened = await this.#open(0, 1, { discardMax: discardBytes, signal });
       if (opened.ranged) await opened.body.dump();
       else opened.body.destroy();
       this.#ranged = opened.ranged;
@@ -169,10 +175,16 @@ export class BlobReader implements RangeSource {
     return this.#ranged ?? true;
   }
 
-  #open(offset: number, length: number, signal: AbortSignal | undefined): Promise<OpenBody> {
+  /** Whether it is known, without asking, that ranges cannot be had. */
+  get ignoresRanges(): boolean {
+    return this.#ranged === false;
+  }
+
+  #open(offset: number, length: number, options: OpenOptions): Promise<OpenBody> {
     const { host, retries } = this.#options;
-    return host.first("pull", this.#preferred, signal, async (session, isLast) => {
-      const opened = await this.#openAt(session, offset, length, isLast ? retries : 1, signal);
+    return host.first("pull", this.#preferred, options.signal, async (session, isLast) => {
+      const tries = isLast ? retries : 1;
+      const opened = await this.#openAt(session, offset, length, { ...options, retries: tries });
       this.#preferred = session;
       return opened;
     });
@@ -182,33 +194,36 @@ export class BlobReader implements RangeSource {
     session: Session,
     offset: number,
     length: number,
-    retries: number,
-    signal: AbortSignal | undefined,
+    { retries, discardMax, signal }: OpenOptions & { retries: number },
   ): Promise<OpenBody> {
     const whole = offset === 0 && length === this.size;
     const { repository, digest, host } = this.#options;
-    const send = (url: URL | string) =>
+    const send = (url: URL | string, tries: number) =>
       session.send({
         method: "GET",
         url,
         headers: whole ? {} : { range: `bytes=${offset}-${offset + length - 1}` },
         scope: `repository:${repository.name}:pull`,
         subject: this.#subject,
-        retries,
+        retries: tries,
         signal,
       });
     const path = `/${repository.name}/blobs/${digest}${host.query(session)}`;
-    const response = (await this.#sendToKnown(session, send)) ?? (await send(path));
+    // The registry itself is there for when the known address fails: no need to insist.
+    const known = await this.#sendToKnown(session, (url) => send(url, Math.min(retries, 1)));
+    const response = known ?? (await send(path, retries));
     if (response.status !== 200 && response.status !== 206) {
       throw await session.failure(response, this.#subject);
     }
     if (response.url.href !== session.endpoint.base + path) {
       this.#locations.set(session, response.url);
     }
+    if (!whole) this.#ranged = response.status === 206;
     try {
-      return this.#check(response, offset, length, whole);
+      return this.#check(response, offset, length, whole ? Infinity : discardMax);
     } catch (error) {
       response.body.destroy();
+      this.#locations.delete(session);
       throw error;
     }
   }
@@ -225,13 +240,13 @@ export class BlobReader implements RangeSource {
       if (response.status < 400) return response;
       await response.body.dump();
     } catch (error) {
-      if (!isClipError(error, "REGISTRY_UNAVAILABLE")) throw error;
+      if (!isClipError(error) || !error.code.startsWith("REGISTRY_")) throw error;
     }
     this.#locations.delete(session);
     return undefined;
   }
 
-  #check(response: RegistryResponse, offset: number, length: number, whole: boolean): OpenBody {
+  #check(response: RegistryResponse, offset: number, length: number, discardMax: number): OpenBody {
     const { body, status } = response;
     const encoding = response.header("content-encoding");
     if (encoding !== undefined && encoding !== "identity") {
@@ -251,7 +266,7 @@ export class BlobReader implements RangeSource {
     if (stated !== undefined && Number(stated) !== this.size) {
       throw this.#protocol("the blob has another size than its descriptor says", status);
     }
-    if (!whole && offset > Math.max(discardBytesMax, length)) {
+    if (offset > Math.max(discardMax, length)) {
       throw this.#protocol("the registry cannot serve ranges", status);
     }
     return { body, skip: offset, length, ranged: false };
@@ -275,4 +290,11 @@ export class BlobReader implements RangeSource {
   #origin(): string {
     return this.#preferred?.origin ?? this.#subject.host;
   }
+}
+
+// What was wrong with an answer may be right the next time, and a name that is gone may come back:
+// a reader would rather wait than fail.
+function mayPass(error: unknown): boolean {
+  if (!isClipError(error)) return isTransientFault(error) || isUnknownName(error);
+  return error.code === "REGISTRY_PROTOCOL" || isUnknownName(error.cause);
 }

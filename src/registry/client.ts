@@ -12,6 +12,7 @@ import { type EndpointOptions, findEndpoints } from "./find-endpoints.ts";
 import type { Descriptor, Manifest } from "./manifest.ts";
 import { type NewManifest, pushBlob, pushManifest } from "./push.ts";
 import type { Reference, Repository } from "./reference.ts";
+import { RegistryCounters } from "./registry-counters.ts";
 import { RegistryHost } from "./registry-host.ts";
 import { Session } from "./session.ts";
 
@@ -23,6 +24,8 @@ export interface RegistryOptions extends EndpointOptions {
   timeoutMs?: number;
   /** Longest silence in the body of an answer. Default 30 s. */
   idleTimeoutMs?: number;
+  /** Fewest bytes a second of a body, on average over `idleTimeoutMs`; 0: no limit. Default 1024. */
+  bytesPerSecondMin?: number;
   /** How often a request is tried again after a fault that may pass. Default 5. */
   retries?: number;
   log: Log;
@@ -33,6 +36,8 @@ const endpointsMs = 10_000;
 
 /** Talks to registries; owns the connections to them and the tokens they gave. */
 export class RegistryClient {
+  /** What has been asked, and what came of it. */
+  readonly counters = new RegistryCounters();
   readonly #options: RegistryOptions;
   readonly #retries: number;
   readonly #connections: Connections;
@@ -44,9 +49,13 @@ export class RegistryClient {
 
   constructor(options: RegistryOptions) {
     const { timeoutMs = 10_000, idleTimeoutMs = 30_000, retries = 5 } = options;
+    const { bytesPerSecondMin = 1024 } = options;
     this.#options = options;
     this.#retries = retries;
-    this.#connections = new Connections({ timeoutMs, idleTimeoutMs });
+    this.#connections = new Connections({
+      ...{ timeoutMs, idleTimeoutMs, bytesPerSecondMin },
+      counters: this.counters,
+    });
     this.#dockerConfig = new DockerConfig(options.dockerConfig);
   }
 
@@ -128,8 +137,8 @@ export class RegistryClient {
     let found: Promise<Session[]> | undefined;
     let foundAt = 0;
     return () => {
-      if (found === undefined || Date.now() - foundAt > endpointsMs) {
-        foundAt = Date.now();
+      if (found === undefined || performance.now() - foundAt > endpointsMs) {
+        foundAt = performance.now();
         found = findEndpoints(name, this.#options).then((endpoints) =>
           Promise.all(endpoints.map((endpoint) => this.#session(endpoint))),
         );

@@ -64,3 +64,17 @@ export function statusError(
   }
   return registryError("REGISTRY_PROTOCOL", `unexpected answer${suffix}`, subject, details);
 }
+
+/** The error for an address that a registry has redirected to, and that refuses to be read. */
+export function storageDenied(status: number, subject: Subject, endpoint: string): ClipError {
+  return registryError(
+    "REGISTRY_DENIED",
+    "the storage behind the registry refuses the address that the registry has signed",
+    subject,
+    {
+      status,
+      endpoint,
+      hint: "Signed addresses expire: are the clocks right, and may the registry read its storage?",
+    },
+  );
+}

@@ -2,6 +2,17 @@
 import { errors } from "undici";
 import { ClipError, isClipError } from "../base/errors.ts";
 import { registryError, type Subject } from "./failure.ts";
+import type { NetworkFault } from "./registry-counters.ts";
+
+/** The body of an answer came too slowly. */
+export class SlowAnswerError extends Error {
+  override readonly name = "SlowAnswerError";
+  readonly code = "SLOW_ANSWER";
+
+  constructor(bytes: number, milliseconds: number) {
+    super(`only ${bytes} bytes came in ${milliseconds} ms`);
+  }
+}
 
 /**
  * The whole body, which must not be longer than `bytesMax`.
@@ -59,7 +70,31 @@ export function networkError(
 export function isTransientFault(error: unknown): boolean {
   if (isClipError(error)) return false;
   if (error instanceof errors.ClientDestroyedError) return false;
-  return errorCode(error) !== "ENOTFOUND" && !isCertificateFault(error);
+  return !isUnknownName(error) && !isCertificateFault(error);
+}
+
+/** Whether a host name has no address. */
+export function isUnknownName(error: unknown): boolean {
+  return errorCode(error) === "ENOTFOUND";
+}
+
+/** What has failed below HTTP; undefined when clip itself gave the request up. */
+export function faultOf(error: unknown): NetworkFault | undefined {
+  const code = errorCode(error);
+  if (isClipError(error) || code.startsWith("UND_ERR_ABORT") || isAbort(error)) return undefined;
+  if (/^UND_ERR_(DESTROYED|CLOSED)$/.test(code)) return undefined;
+  if (/TIMEOUT|^ETIMEDOUT$/.test(code)) return "timeout";
+  if (/^(ECONNREFUSED|EHOSTUNREACH|ENETUNREACH|EHOSTDOWN)$/.test(code)) return "unreachable";
+  if (/^(ECONNRESET|EPIPE|ECONNABORTED|UND_ERR_SOCKET|UND_ERR_RES_.*|HPE_.*)$/.test(code)) {
+    return "broken";
+  }
+  if (code === "SLOW_ANSWER") return "slow";
+  if (isUnknownName(error) || code === "EAI_AGAIN") return "name";
+  return isCertificateFault(error) ? "certificate" : "other";
+}
+
+function isAbort(error: unknown): boolean {
+  return error instanceof Error && (error.name === "AbortError" || error.name === "TimeoutError");
 }
 
 function isCertificateFault(error: unknown): boolean {

@@ -6,7 +6,7 @@ import type { Log } from "../telemetry/log.ts";
 import type { Authorizer } from "./authorizer.ts";
 import { parseChallenges } from "./challenge.ts";
 import type { Endpoint } from "./endpoint.ts";
-import { registryError, statusError, type Subject } from "./failure.ts";
+import { registryError, statusError, storageDenied, type Subject } from "./failure.ts";
 import { isTransientFault, networkError, readBody } from "./http.ts";
 import { backoffMs, isTransientStatus, pause, retryAfterMs } from "./retry.ts";
 
@@ -97,7 +97,10 @@ export class Session {
       errorReason,
       () => undefined,
     );
-    return statusError(response.status, subject, response.url.origin, reason);
+    const { status, url } = response;
+    const isElsewhere = url.origin !== this.origin && (status === 401 || status === 403);
+    if (isElsewhere) return storageDenied(status, subject, url.origin);
+    return statusError(status, subject, url.origin, reason);
   }
 
   async #authorized(wanted: RegistryRequest): Promise<RegistryResponse> {

@@ -63,6 +63,17 @@ test("a certificate that nobody trusts is an error with a hint, at once", async 
   });
 });
 
+test("an authority that is put into its file while clip runs is trusted from then on", async () => {
+  const file = join(directory, "changing.pem");
+  writeFileSync(file, "");
+  const client = newClient({ hosts: { [host]: { caFile: file } } });
+  const blob = client.blob({ host, name: "a" }, digestOf(content), content.length);
+  await assert.rejects(blob.read(0, 11), (error) => isClipError(error, "REGISTRY_UNAVAILABLE"));
+  assert.deepEqual(client.counters.of(host).faults, new Map([["certificate", 1]]));
+  writeFileSync(file, cert);
+  assert.equal((await blob.read(0, 11)).toString(), "the content");
+});
+
 test("a certificate file that is missing is named", async () => {
   await assert.rejects(
     read({ caFile: join(directory, "missing.pem") }),

@@ -247,13 +247,12 @@ class DirectoryCache implements ContentCache {
     const name = `content cache ${this.name}: ${what}`;
     return withDeadline(name, this.#stepTimeoutMs, [signal], (bounded) =>
       this.#permits.run(async () => {
-        bounded.throwIfAborted();
         try {
           return await work(bounded);
         } catch (error) {
           throw fileError(this.name, what, error);
         }
-      }),
+      }, bounded),
     );
   }
 }

@@ -26,12 +26,7 @@ export function withConcurrency(cache: ContentCache, limits: ConcurrencyLimits):
     }
     return withSignals([call.signal], (signal) => {
       gate.calls++;
-      const turn = gate.permits.run(async () => {
-        // Whoever gave up while waiting only passes the turn on.
-        signal.throwIfAborted();
-        return proceed(signal);
-      });
-      return turn.finally(() => gate.calls--);
+      return gate.permits.run(() => proceed(signal), signal).finally(() => gate.calls--);
     });
   });
 }
