@@ -8,12 +8,26 @@ const GiB = 1024 * MiB;
 export const layerBytesMax = 1024 * GiB;
 /** Most entries in one layer. */
 export const layerEntriesMax = 5_000_000;
+/** Most spans of one layer: as many as the largest has when they have their usual length. */
+export const layerSpansMax = 1024 * 1024;
+/**
+ * Most bytes of all that the entries of a layer say: paths, link targets, attributes, places of data.
+ * All of them are in memory while the layer is indexed.
+ */
+export const layerNamesBytesMax = 512 * MiB;
+/** Most bytes of the paths of directories that a layer has things in, but no entry for. */
+export const impliedPathBytesMax = 64 * MiB;
 /** Longest path in a layer (Linux PATH_MAX). */
 export const pathBytesMax = 4096;
 /** Longest name in a directory (Linux NAME_MAX). */
 export const nameBytesMax = 255;
 /** Most bytes of extended attributes of one entry. */
 export const xattrBytesMax = 64 * KiB;
+/** Largest id of a user or a group: (uid_t) -1 means "no id" to the kernel. */
+export const idMax = 2 ** 32 - 2;
+/** The widest device numbers of Linux. */
+export const deviceMajorMax = 2 ** 12 - 1;
+export const deviceMinorMax = 2 ** 20 - 1;
 /** Largest PAX or GNU long-name record block in a tar. */
 export const tarExtensionBytesMax = 4 * MiB;
 /** Largest span that is served lazily; a deflate block larger than this makes a layer eager. */

@@ -1,7 +1,7 @@
 /** The tree of files that the entries of a layer's tar make when they are unpacked in order. */
 import type { EntryType, TarEntry, Xattr } from "../tar/entry.ts";
 import { ClipError } from "../base/errors.ts";
-import { pathBytesMax, xattrBytesMax } from "../base/limits.ts";
+import { impliedPathBytesMax, pathBytesMax, xattrBytesMax } from "../base/limits.ts";
 
 /** What a name in a directory leads to. */
 export type Node = DirectoryNode | LeafNode | LinkNode;
@@ -18,6 +18,8 @@ export interface DirectoryNode {
   name: string;
   /** The root is its own parent. */
   parent: DirectoryNode;
+  /** Bytes of its path. */
+  pathBytes: number;
   attributes: Attributes;
   /** Whether no entry describes it: it is there because of what is in it. */
   implied: boolean;
@@ -47,6 +49,7 @@ export interface LinkNode {
 export class LayerTree {
   readonly root: DirectoryNode = newDirectory("", undefined);
   readonly #forward: LinkNode[] = [];
+  #impliedPathBytes = 0;
   // Most entries lie in the same directory as the one before.
   #parentPath = "";
   #parent: DirectoryNode | undefined = this.root;
@@ -187,6 +190,7 @@ export class LayerTree {
       if (child === undefined) {
         if (!make) return undefined;
         child = newDirectory(name, at);
+        this.#countImplied(child);
         at.children.set(name, child);
       }
       if (child.kind === "directory") {
@@ -201,6 +205,14 @@ export class LayerTree {
       }
     }
     return at;
+  }
+
+  /** A few short entries, and links that lead far, could make directories without end. */
+  #countImplied({ pathBytes }: DirectoryNode): void {
+    this.#impliedPathBytes += pathBytes;
+    if (this.#impliedPathBytes > impliedPathBytesMax) {
+      throw exceeded("directories that no entry describes", impliedPathBytesMax);
+    }
   }
 }
 
@@ -220,9 +232,13 @@ const opaqueName = ".wh..wh..opq";
 const aufsPrefix = ".wh..wh.";
 
 function newDirectory(name: string, parent: DirectoryNode | undefined): DirectoryNode {
+  const pathBytes = (parent?.pathBytes ?? 0) + name.length + 1;
+  // Links can lead a path to where none that is written out can.
+  if (pathBytes > pathBytesMax + 1) throw exceeded("the length of a path", pathBytesMax);
   const directory = {
     kind: "directory" as const,
     name,
+    pathBytes,
     attributes: impliedAttributes,
     implied: true,
     children: new Map<string, Node>(),
@@ -264,9 +280,7 @@ function mergeXattrs(present: Xattr[], added: Xattr[]): Xattr[] {
     merged.set(name, xattr);
   }
   if (bytes > xattrBytesMax) {
-    throw new ClipError("LIMIT_EXCEEDED", "a directory has too many extended attributes", {
-      context: { value: bytes, limit: xattrBytesMax },
-    });
+    throw exceeded("the extended attributes of a directory", xattrBytesMax);
   }
   return [...merged.values()];
 }
@@ -302,6 +316,12 @@ function isAufsInternal(entryPath: string): boolean {
 function corrupt(message: string, at: string): ClipError {
   return new ClipError("CORRUPT_TAR", `${message} (at "${quote(at)}")`, {
     context: { entry: quote(at) },
+  });
+}
+
+function exceeded(what: string, limit: number): ClipError {
+  return new ClipError("LIMIT_EXCEEDED", `${what} in a layer: over ${limit} bytes`, {
+    context: { limit },
   });
 }
 

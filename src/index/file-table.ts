@@ -1,5 +1,13 @@
 /** The file table of a layer index: the entries of the tar in columns. */
-import { layerEntriesMax, nameBytesMax, pathBytesMax, xattrBytesMax } from "../base/limits.ts";
+import {
+  deviceMajorMax,
+  deviceMinorMax,
+  idMax,
+  layerEntriesMax,
+  nameBytesMax,
+  pathBytesMax,
+  xattrBytesMax,
+} from "../base/limits.ts";
 import type { EntryType, Extent, TarEntry, Xattr } from "../tar/entry.ts";
 import { check, checkLimit } from "./failure.ts";
 import { type FilesMessage, filesCodec, narrow } from "./messages.ts";
@@ -94,9 +102,12 @@ export function decodeFileTable(bytes: Buffer, layerSize: number): TarEntry[] {
     check(type !== undefined, "an entry has an unknown type");
     const mode = message.modes[number] ?? 0;
     const mtimeNanoseconds = message.mtimeNanoseconds[number] ?? 0;
+    const uid = message.uids[number] ?? 0;
+    const gid = message.gids[number] ?? 0;
     const size = narrow(message.sizes[number]);
     check(mode <= 0o7777, "an entry has an impossible mode");
     check(mtimeNanoseconds < 1e9, "an entry has an impossible time");
+    check(uid <= idMax && gid <= idMax, "an entry has an impossible owner");
     check(type === "file" || size === 0, "an entry that is no file has a size");
     mtimeSeconds += narrow(message.mtimeSteps[number]);
     check(Number.isSafeInteger(mtimeSeconds), "an entry has an impossible time");
@@ -104,8 +115,8 @@ export function decodeFileTable(bytes: Buffer, layerSize: number): TarEntry[] {
       path,
       type,
       mode,
-      uid: message.uids[number] ?? 0,
-      gid: message.gids[number] ?? 0,
+      uid,
+      gid,
       mtimeSeconds,
       mtimeNanoseconds,
       size,
@@ -183,7 +194,10 @@ function linkReader({ linkLengths, linkBytes }: FilesMessage): (type: EntryType)
     checkLimit(length, pathBytesMax, "the length of a link");
     const target = Buffer.from(linkBytes.subarray(taken, taken + length));
     taken += length;
-    const valid = type === "symlink" ? !target.includes(0) : isNormalised(target);
+    const valid =
+      type === "symlink"
+        ? length > 0 && length < pathBytesMax && !target.includes(0)
+        : isNormalised(target);
     check(valid, "the target of a link is malformed");
     return target;
   };
@@ -217,6 +231,7 @@ function addDevices(entries: TarEntry[], devices: FilesMessage["devices"]): void
     number += entryStep;
     const entry = entries[number];
     check(entry !== undefined && isDevice(entry.type), "a device number belongs to no device");
+    check(major <= deviceMajorMax && minor <= deviceMinorMax, "a device number is out of range");
     entry.deviceMajor = major;
     entry.deviceMinor = minor;
   }

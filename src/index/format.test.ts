@@ -55,7 +55,7 @@ const shape: fc.Arbitrary<Shape> = fc.record({
     })
     .map((entry) => ({
       ...entry,
-      linkTarget: /link/.test(entry.type) ? entry.linkTarget : Buffer.alloc(0),
+      linkTarget: linkTargetOf(entry),
       ...(entry.type === "char" || entry.type === "block"
         ? {}
         : { deviceMajor: 0, deviceMinor: 0 }),
@@ -122,6 +122,12 @@ const layerIndex: fc.Arbitrary<LayerIndex> = fc
     head.uncompressedSize = uncompressedOffset;
     return { head, entries, windows: spans.map(({ window }) => window) };
   });
+
+function linkTargetOf({ type, linkTarget }: Shape["entry"]): Buffer {
+  // A symbolic link has a target.
+  if (type === "symlink" && linkTarget.length === 0) return Buffer.from("x");
+  return type === "symlink" || type === "hardlink" ? linkTarget : Buffer.alloc(0);
+}
 
 function place(shapes: readonly Shape[]): TarEntry[] {
   let archiveEnd = 0;

@@ -23,6 +23,8 @@ const magic = Buffer.from("clipidx\0");
 const version = 1;
 const headBytesMax = 64 * 1024;
 const sectionBytesMax = 512 * 1024 * 1024;
+/** The spans are decoded in the main thread; as many as there may be take less. */
+const spansBytesMax = 64 * 1024 * 1024;
 
 /** A section, and where it stands in the index. */
 export interface Section {
@@ -104,7 +106,10 @@ export function decodeHead(bytes: Buffer): IndexHead {
   const { layerDigest, diffId } = message;
   check(layerDigest.length === 32 && diffId.length === 32, "a digest has an impossible length");
   let offset = bytes.length;
-  const place = (section: SectionMessage | null | undefined): Section => {
+  const place = (
+    section: SectionMessage | null | undefined,
+    bytesMax = sectionBytesMax,
+  ): Section => {
     check(section != null && section.digest.length === 32, "a section is missing");
     const storedLength = narrow(section.storedLength);
     const placed = {
@@ -114,8 +119,8 @@ export function decodeHead(bytes: Buffer): IndexHead {
       encoding: section.encoding,
       digest: digestFromBytes(section.digest),
     };
-    checkLimit(placed.length, sectionBytesMax, "the length of a section");
-    checkLimit(storedLength, sectionBytesMax, "the length of a section");
+    checkLimit(placed.length, bytesMax, "the length of a section");
+    checkLimit(storedLength, bytesMax, "the length of a section");
     offset += storedLength;
     return placed;
   };
@@ -124,7 +129,7 @@ export function decodeHead(bytes: Buffer): IndexHead {
     diffId: digestFromBytes(diffId),
     compressedSize: narrow(message.compressedSize),
     uncompressedSize: narrow(message.uncompressedSize),
-    spans: place(message.spans),
+    spans: place(message.spans, spansBytesMax),
     files: place(message.files),
     windows: place(message.windows),
     size: offset,

@@ -1,6 +1,7 @@
 /** The one pass over a gzip layer that yields everything its index holds. */
 import { type Digest, digestFromBytes } from "../base/digest.ts";
 import { ClipError } from "../base/errors.ts";
+import { layerSpansMax } from "../base/limits.ts";
 import { GzipIndexBuilder } from "../gzip/build.ts";
 import type { IndexedCheckpoint } from "../gzip/checkpoint.ts";
 import type { TarEntry } from "../tar/entry.ts";
@@ -108,6 +109,11 @@ export class LayerPass {
 
   #endSpan({ window, length, compressedEnd, ...checkpoint }: IndexedCheckpoint): void {
     this.#hashes.endSpan();
+    if (this.#spans.length === layerSpansMax) {
+      throw new ClipError("LIMIT_EXCEEDED", `the layer has more than ${layerSpansMax} spans`, {
+        hint: "Longer spans are fewer: layer.span_bytes.",
+      });
+    }
     this.#spans.push({ checkpoint, length, compressedEnd });
     this.#windows.push(packWindow(window));
   }

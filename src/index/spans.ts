@@ -82,6 +82,7 @@ export function decodeSpans(
     const compressedLength = narrow(message.compressedLengths[index]);
     const compressedLengthMax = 2 * length + compressedSlackBytes;
     checkLimit(compressedLength, compressedLengthMax, "the compressed length of a span");
+    check(length > 0 && compressedLength > 0, "a span is empty");
     const compressedEnd = compressedOffset + compressedLength;
     check(compressedEnd <= sizes.compressedSize, "a span ends beyond the compressed layer");
     check(bitOffset < 8, "a bit offset is larger than 7");

@@ -107,6 +107,15 @@ test("what is no filter is refused", () => {
   }
 });
 
+test("a pattern that would take years is given up", () => {
+  const labelled = { ...snapshot, labels: new Map([["x", "a".repeat(60)]]) };
+  const filter = parseFilters(["labels.x~=/^(a+)+b$/"]);
+  assert.throws(
+    () => filter.matches(labelled),
+    (error) => isClipError(error, "ARGUMENT_INVALID"),
+  );
+});
+
 test("containerd's look-up of a remote snapshot is recognized", () => {
   const parent = 'default/1/extract-1-x sha256:0 "é\n';
   const filter = `labels.${quote(refLabel)}==sha256:abc,parent==${quote(parent)}`;

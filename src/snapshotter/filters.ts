@@ -2,7 +2,7 @@
  * containerd's filters over snapshots: `selector ("," selector)*`, where a selector is
  * `field ("." field)* [("==" | "!=" | "~=") value]`, and fields and values may be quoted as in Go.
  */
-import { ClipError } from "../base/errors.ts";
+import { BoundedPattern } from "./bounded-pattern.ts";
 import { FilterScanner } from "./filter-scanner.ts";
 import { refLabel, type Snapshot } from "./snapshot.ts";
 
@@ -33,7 +33,7 @@ interface Selector {
   path: string[];
   operator: Operator;
   value: string;
-  pattern: RegExp | undefined;
+  pattern: BoundedPattern | undefined;
 }
 
 function parseFilter(text: string): Selector[] {
@@ -53,19 +53,12 @@ function parseSelector(scanner: FilterScanner): Selector {
   const operator = scanner.operator();
   if (operator === undefined) return { path, operator: "present", value: "", pattern: undefined };
   const value = scanner.value(operator === "~=");
-  return { path, operator, value, pattern: operator === "~=" ? compile(value) : undefined };
-}
-
-// Go's regular expressions know flags at their beginning; otherwise the common ones are the same.
-function compile(source: string): RegExp {
-  const flags = /^\(\?([ims]+)\)/.exec(source);
-  try {
-    return new RegExp(source.slice(flags?.[0].length ?? 0), flags?.[1]);
-  } catch (error) {
-    throw new ClipError("ARGUMENT_INVALID", `filter has a bad regular expression: ${source}`, {
-      cause: error,
-    });
-  }
+  return {
+    path,
+    operator,
+    value,
+    pattern: operator === "~=" ? new BoundedPattern(value) : undefined,
+  };
 }
 
 function accepts(selector: Selector, snapshot: Snapshot): boolean {

@@ -1,6 +1,12 @@
 /** Turns the headers of an entry into what clip knows of it. */
 import type { EntryType, TarEntry } from "./entry.ts";
-import { layerBytesMax, pathBytesMax } from "../base/limits.ts";
+import {
+  deviceMajorMax,
+  deviceMinorMax,
+  idMax,
+  layerBytesMax,
+  pathBytesMax,
+} from "../base/limits.ts";
 import type { Overrides } from "./extended.ts";
 import { corrupt, exceeded } from "./failure.ts";
 import { parseDeviceNumbers, type TarHeader } from "./header.ts";
@@ -20,11 +26,6 @@ export interface EntryParts {
 
 /** The type of GNU tar's old sparse files. */
 export const oldSparseFlag = "S".charCodeAt(0);
-/** (uid_t) -1 means "no id" to the kernel. */
-const idMax = 2 ** 32 - 2;
-/** The widest device numbers of Linux. */
-const deviceMajorMax = 2 ** 12 - 1;
-const deviceMinorMax = 2 ** 20 - 1;
 
 /**
  * The entry, but for its size and extents.

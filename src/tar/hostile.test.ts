@@ -145,6 +145,20 @@ test("endless extension headers are refused before they fill the memory", () => 
   }, exceeded);
 });
 
+test("a few global attributes on very many entries are refused before they fill the memory", () => {
+  const many = Array.from({ length: 2000 }, (_, at): [string, string] => {
+    return [`SCHILY.xattr.user.${at}`, "v"];
+  });
+  const entries = Buffer.concat(Array.from({ length: 100 }, () => member({ name: "x" })));
+  let taken = 0;
+  const reader = new TarReader({ onEntry: () => taken++ });
+  reader.write(pax(many, "g"));
+  assert.throws(() => {
+    for (let count = 0; count < 1000; count++) reader.write(entries);
+  }, exceeded);
+  assert.ok(taken > 100 && taken < 10_000, `${taken} entries`);
+});
+
 test("damaged archives give entries or a ClipError, and nothing else", () => {
   const whole = archive(
     pax([

@@ -1,7 +1,12 @@
 /** Reads a tar archive as a stream and reports its entries without looking at their data. */
 import type { TarEntry } from "./entry.ts";
 import { ClipError } from "../base/errors.ts";
-import { layerBytesMax, layerEntriesMax, tarExtensionBytesMax } from "../base/limits.ts";
+import {
+  layerBytesMax,
+  layerEntriesMax,
+  layerNamesBytesMax,
+  tarExtensionBytesMax,
+} from "../base/limits.ts";
 import { checkSize, describeEntry, hasData, oldSparseFlag, typeOf } from "./describe.ts";
 import { GlobalRecords, overridesOf, type Overrides } from "./extended.ts";
 import { corrupt, exceeded } from "./failure.ts";
@@ -46,6 +51,7 @@ export class TarReader {
   #paddingEnd = 0;
   #zeroBlocks = 0;
   #entries = 0;
+  #namesBytes = 0;
   #headerOffset = 0;
   #entryName: Buffer = noBytes;
   readonly #globals = new GlobalRecords();
@@ -286,6 +292,10 @@ export class TarReader {
   #finishEntry(entry: TarEntry, dataBytes: number): void {
     this.#await(atHeader);
     this.#skipData(dataBytes);
+    this.#namesBytes += bytesInMemory(entry);
+    if (this.#namesBytes > layerNamesBytesMax) {
+      throw exceeded("what the entries say", this.#namesBytes, layerNamesBytesMax);
+    }
     this.#onEntry(entry);
   }
 
@@ -305,6 +315,16 @@ export class TarReader {
     const where = `${error.message} (entry "${entry}" at byte ${this.#headerOffset})`;
     return new ClipError(error.code, where, { cause: error.cause, context });
   }
+}
+
+/** About what an attribute or an extent takes beside its bytes. */
+const objectBytes = 64;
+
+/** Attributes of a global header count for each entry: each has its own list of them. */
+function bytesInMemory({ path, linkTarget, xattrs, extents }: TarEntry): number {
+  let bytes = path.length + linkTarget.length + objectBytes * (xattrs.length + extents.length);
+  for (const { name, value } of xattrs) bytes += name.length + value.length;
+  return bytes;
 }
 
 function padded(bytes: number): number {
