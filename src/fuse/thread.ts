@@ -125,6 +125,8 @@ function updateLayers(): void {
     if (received === undefined) return;
     const message = received.message as LayerMessage;
     if (message.kind === "add") {
+      // What was there under its number may have had another file.
+      files.close(message.layer.number);
       addLayer(message.layer);
     } else {
       layers.delete(message.number);

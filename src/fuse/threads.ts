@@ -61,7 +61,7 @@ export class FuseThreads {
     return this.#layers.has(number);
   }
 
-  /** From the next request on every thread serves the layer. */
+  /** From the next request on every thread serves the layer, in place of one of the same number. */
   addLayer(layer: FuseLayer): void {
     this.#layers.set(layer.number, layer);
     this.#tell({ kind: "add", layer });

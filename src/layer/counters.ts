@@ -38,6 +38,14 @@ export interface LayerCounters {
   filledSpans: number;
   /** Spans that could not be kept on disk. */
   writeErrors: number;
+  /** Spans on disk that could not be read, and were fetched again. */
+  unreadableSpans: number;
+  /** Checks of what is on disk: bytes read, spans and images that were wrong or made right again. */
+  checkedBytes: number;
+  damagedSpans: number;
+  damagedImages: number;
+  repairedSpans: number;
+  repairedImages: number;
   /** Whole pulls that succeeded, their compressed bytes, and whole pulls that failed. */
   wholePulls: number;
   wholePullBytes: number;
@@ -62,6 +70,12 @@ export function newLayerCounters(): LayerCounters {
     prefetchedSpans: 0,
     filledSpans: 0,
     writeErrors: 0,
+    unreadableSpans: 0,
+    checkedBytes: 0,
+    damagedSpans: 0,
+    damagedImages: 0,
+    repairedSpans: 0,
+    repairedImages: 0,
     wholePulls: 0,
     wholePullBytes: 0,
     wholePullErrors: 0,

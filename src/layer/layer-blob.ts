@@ -1,5 +1,5 @@
 /** The uncompressed tar of a layer as one virtual file, whatever part of it is local. */
-import { ClipError, isClipError } from "../base/errors.ts";
+import { ClipError, describeError, isClipError } from "../base/errors.ts";
 import type { LayerFile } from "../cache/layer-file.ts";
 import { spanAt } from "../cache/span-map.ts";
 import type { LayerHead } from "../index/model.ts";
@@ -11,7 +11,12 @@ import { SpanFetcher, type SpanFetcherOptions } from "./span-fetcher.ts";
 export interface LayerBlobOptions extends SpanFetcherOptions {
   /** Readers of all layers, so that background work can make way for them. */
   activity: DemandActivity;
+  /** Told when spans that were on disk could not be read, and have been given up. */
+  onLost?: () => void;
 }
+
+/** How often a read looks for a span that comes and goes. */
+const attemptsMax = 4;
 
 /** A part of the background fill. */
 export interface FillStep {
@@ -81,6 +86,27 @@ export class LayerBlob {
     this.#options.counters.filledSpans += this.#fetcher.start(first, last);
     const bytes = (file.spanStarts[last + 1] ?? 0) - start;
     return { next: last + 1, bytes, done: this.#settle(first, last, signal) };
+  }
+
+  /**
+   * Fetches spans that were given up, and keeps them.
+   * @returns how many of them are on disk now; what cannot be had, or kept, is left out
+   * @throws ClipError ABORTED
+   */
+  async restore(spans: readonly number[], signal: AbortSignal): Promise<number> {
+    let restored = 0;
+    for (const span of spans) {
+      try {
+        this.#fetcher.start(span, span);
+        if (this.#fetcher.isInFlight(span)) await this.#fetcher.waitUntilKept(span, signal);
+      } catch (error) {
+        if (signal.aborted) throw error;
+        const fields = { layer: this.head.layerDigest, span, error: describeError(error) };
+        this.#options.log.warn(fields, "a damaged span cannot be fetched now");
+      }
+      if (this.file.has(span)) restored++;
+    }
+    return restored;
   }
 
   /** Whether a span is being fetched or written to disk. */
@@ -153,21 +179,37 @@ export class LayerBlob {
   async #spanBytes(span: number, from: number, until: number, signal?: AbortSignal) {
     const spanStart = this.file.spanStarts[span] ?? 0;
     // A span can go between the look and the read: it failed, was given up, or was dropped.
-    for (let attempt = 0; ; attempt++) {
+    for (let attempt = 1; ; attempt++) {
       if (this.#condemned !== undefined) throw this.#condemned;
       if (this.file.has(span)) {
         const bytes = await this.file.read(from, until - from);
         if (bytes !== undefined) return bytes;
-        await this.file.drop([span]);
+        await this.#giveUp(span);
       }
       this.#fetcher.start(span, span);
+      // Somebody else may have brought it back.
+      if (!this.#fetcher.isInFlight(span) && attempt < attemptsMax) continue;
       try {
         const bytes = await this.#fetcher.wait(span, signal);
         return bytes.subarray(from - spanStart, until - spanStart);
       } catch (error) {
         const mine = signal?.aborted === true || !isClipError(error, "ABORTED");
-        if (mine || attempt === 3) throw error;
+        if (mine || attempt === attemptsMax) throw error;
       }
     }
+  }
+
+  async #giveUp(span: number): Promise<void> {
+    const { counters, log, onLost } = this.#options;
+    const fields = { layer: this.head.layerDigest, span };
+    counters.unreadableSpans++;
+    try {
+      await this.file.drop([span]);
+    } catch (error) {
+      // Readers do not see it any more; after a restart it is found again.
+      log.error({ ...fields, error: describeError(error) }, "the span map cannot be written");
+    }
+    log.warn(fields, "a span on disk cannot be read, and is fetched again");
+    onLost?.();
   }
 }
