@@ -1,9 +1,9 @@
 /** Makes the EROFS metadata image of a layer from the file table of its index. */
 import type { Digest } from "../base/digest.ts";
 import type { ErrorCode } from "../base/errors.ts";
-import { writeFileDurably } from "../cache/files.ts";
 import { buildErofsImage } from "../erofs/writer.ts";
 import { decodeFileTable } from "../index/file-table.ts";
+import { writeImageFile } from "./image-file.ts";
 import { joinPaths } from "./implied-directories.ts";
 
 /** What image to make, and where. */
@@ -45,6 +45,6 @@ export async function makeMetaImage(order: MetaOrder): Promise<MetaImage> {
       keepRuntimeDirectories,
     },
   );
-  await writeFileDurably(imagePath, image);
+  await writeImageFile(imagePath, image);
   return { opaqueRoot, inodes, impliedDirectories: joinPaths(impliedDirectories) };
 }

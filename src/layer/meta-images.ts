@@ -1,11 +1,13 @@
 /** The metadata images of this node's layers. They are only ever written here. */
-import { access, mkdir, readdir, readFile, rm, stat } from "node:fs/promises";
+import { access, mkdir, readdir, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { Worker } from "node:worker_threads";
 import { digestKey, type Digest } from "../base/digest.ts";
 import { ClipError } from "../base/errors.ts";
 import { workerFailure } from "../base/worker-failure.ts";
 import type { LayerIndexReader } from "../index/reader.ts";
+import { DirectFile } from "../os/direct-file.ts";
+import { decodeImageFile, readImageFile, type ImageFile } from "./image-file.ts";
 import { makeMetaImage, type MetaAnswer, type MetaImage } from "./meta-image.ts";
 
 /** Changes whenever the same entries give another image, so that old images are made anew. */
@@ -88,12 +90,37 @@ export class MetaImages {
     return promise;
   }
 
-  /** The image of a layer, in memory that threads share. */
+  /**
+   * The image of a layer, in memory that threads share.
+   * @throws ClipError CORRUPT_EROFS when it is damaged, and has been removed
+   */
   async load(layerDigest: Digest): Promise<SharedArrayBuffer> {
-    const image = await readFile(this.path(layerDigest));
+    const { image, state } = await readImageFile(this.path(layerDigest));
+    if (state === "damaged") {
+      await this.remove(layerDigest);
+      throw new ClipError("CORRUPT_EROFS", `the metadata image of ${layerDigest} is damaged`);
+    }
     const shared = new SharedArrayBuffer(image.length);
     image.copy(new Uint8Array(shared));
     return shared;
+  }
+
+  /** How it stands with the image of a layer on disk; `damaged` also when it cannot be read. */
+  async check(layerDigest: Digest): Promise<ImageFile["state"] | "missing"> {
+    try {
+      const path = this.path(layerDigest);
+      const file = await DirectFile.open(path);
+      try {
+        const bytes = await file.read(0, (await stat(path)).size);
+        return bytes === undefined ? "damaged" : decodeImageFile(bytes).state;
+      } finally {
+        await file.close();
+      }
+    } catch (error) {
+      return error instanceof Error && "code" in error && error.code === "ENOENT"
+        ? "missing"
+        : "damaged";
+    }
   }
 
   /** Bytes that the image of a layer takes on disk. */

@@ -1,14 +1,13 @@
 /** The thread that checks a complete layer. */
 import { createHash } from "node:crypto";
 import { closeSync, openSync, readSync } from "node:fs";
-import { readFile } from "node:fs/promises";
 import { parentPort, workerData } from "node:worker_threads";
 import type { Digest } from "../base/digest.ts";
 import { ClipError, isClipError } from "../base/errors.ts";
-import { writeFileDurably } from "../cache/files.ts";
 import { buildErofsImage } from "../erofs/writer.ts";
 import type { TarEntry } from "../tar/entry.ts";
 import { TarReader } from "../tar/reader.ts";
+import { readImageFile, writeImageFile } from "./image-file.ts";
 import type { Verification, VerifyAnswer, VerifyOrder } from "./verification.ts";
 
 const chunkBytes = 1024 * 1024;
@@ -37,8 +36,11 @@ async function verify(order: VerifyOrder): Promise<Verification> {
   if (complaints.length === 0) attempt(() => tar.end(), complaints);
   if (complaints.length > 0) throw complaints[0];
   const { image } = buildErofsImage(entries, { blobSize: size, diffId, keepRuntimeDirectories });
-  if (image.equals(await readFile(imagePath))) return { digest, imageReplaced: false };
-  await writeFileDurably(imagePath, image);
+  const found = await readImageFile(imagePath);
+  if (found.state !== "damaged" && image.equals(found.image)) {
+    return { digest, imageReplaced: false };
+  }
+  await writeImageFile(imagePath, image);
   return { digest, imageReplaced: true };
 }
 

@@ -8,6 +8,7 @@ import { digestOf } from "../base/digest.ts";
 import { buildErofsImage } from "../erofs/writer.ts";
 import type { TarEntry } from "../tar/entry.ts";
 import { TarReader } from "../tar/reader.ts";
+import { readImageFile, writeImageFile } from "./image-file.ts";
 import { verifyLayer } from "./verify.ts";
 
 const base = await mkdtemp(join(tmpdir(), "clip-verify-"));
@@ -35,7 +36,7 @@ async function makeLayer() {
     ...{ size: tar.length, keepRuntimeDirectories: false },
   };
   await writeFile(order.path, tar);
-  await writeFile(order.imagePath, image);
+  await writeImageFile(order.imagePath, image);
   return { tar, entries, image, order };
 }
 
@@ -43,16 +44,28 @@ void test("a layer that is what it should be is left as it is", async () => {
   const { order, image } = await makeLayer();
   const found = await verifyLayer(order, never);
   assert.deepEqual(found, { digest: order.diffId, imageReplaced: false });
-  assert.deepEqual(await readFile(order.imagePath), image);
+  assert.deepEqual(await readImageFile(order.imagePath), { image, state: "right" });
 });
 
 void test("an image from an index that lied about the files is replaced by the true one", async () => {
   const { order, image, entries, tar } = await makeLayer();
   const forged = entries.map((entry) => ({ ...entry, mode: 0o4777 }));
   const lie = buildErofsImage(forged, { blobSize: tar.length, diffId: order.diffId });
-  await writeFile(order.imagePath, lie.image);
+  await writeImageFile(order.imagePath, lie.image);
   assert.deepEqual(await verifyLayer(order, never), { digest: order.diffId, imageReplaced: true });
-  assert.deepEqual(await readFile(order.imagePath), image);
+  assert.deepEqual(await readImageFile(order.imagePath), { image, state: "right" });
+});
+
+void test("an image that is damaged on disk is replaced", async () => {
+  const { order, image } = await makeLayer();
+  const file = await readFile(order.imagePath);
+  file[600] = (file[600] ?? 0) ^ 1;
+  await writeFile(order.imagePath, file);
+  assert.equal((await readImageFile(order.imagePath)).state, "damaged");
+  assert.deepEqual(await verifyLayer(order, never), { digest: order.diffId, imageReplaced: true });
+  assert.deepEqual(await readImageFile(order.imagePath), { image, state: "right" });
+  await writeFile(order.imagePath, image);
+  assert.equal((await readImageFile(order.imagePath)).state, "unknown");
 });
 
 void test("wrong bytes are told by their digest, even where they are no archive", async () => {
