@@ -28,7 +28,8 @@ import {
   type SpanTable,
 } from "./span-map.ts";
 
-const mapSuffix = ".spans";
+/** What the file of a span map has behind the name of its layer's file. */
+export const mapSuffix = ".spans";
 const pullSuffix = ".pull";
 /** A byte a span: more than any layer within the limits has. */
 const spanMapBytesMax = 64 * 1024 * 1024;

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { request, type IncomingMessage } from "node:http";
 import { createInterface } from "node:readline";
 import { text } from "node:stream/consumers";
-import { ClipError } from "../base/errors.ts";
+import { ClipError, isClipError } from "../base/errors.ts";
 import type { ActionLine } from "../telemetry/actions.ts";
 
 const answerTimeoutMs = 15_000;
@@ -67,6 +67,11 @@ export async function orderDaemon<Result>(
   }
 }
 
+/** Whether an order has failed because nobody listens there. */
+export function isUnreachable(error: unknown): boolean {
+  return isClipError(error) && error.context["unreachable"] === true;
+}
+
 interface Request {
   method?: "POST";
   body?: string;
@@ -114,5 +119,6 @@ function asClientError(error: unknown, socketPath: string, signal: AbortSignal):
         ? "only the user that the daemon runs as may ask it"
         : "is it running? name its state directory with --state, or its configuration with --config",
     cause: error,
+    context: { unreachable: code === "ECONNREFUSED" || code === "ENOENT" },
   });
 }

@@ -8,6 +8,7 @@ const commands: Record<string, () => Promise<Command>> = {
   upgrade: async () => (await import("./upgrade.ts")).upgradeCommand(),
   index: async () => (await import("./index.ts")).indexCommand(),
   status: async () => (await import("./status.ts")).statusCommand(),
+  doctor: async () => (await import("./doctor.ts")).doctorCommand(),
   config: async () => (await import("./config.ts")).configCommand(),
 };
 

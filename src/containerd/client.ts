@@ -30,6 +30,21 @@ export interface ImageRecord {
   target: string;
 }
 
+/** A part of containerd. */
+export interface PluginRecord {
+  type: string;
+  id: string;
+  /** What it tells of itself; a proxy plugin its `address`. */
+  exports: Readonly<Record<string, string>>;
+}
+
+/** A container that containerd knows, running or not. */
+export interface ContainerRecord {
+  id: string;
+  snapshotter: string;
+  snapshotKey: string;
+}
+
 interface InfoMessage {
   digest: string;
   size: string;
@@ -46,6 +61,12 @@ interface Method<Request, Response> {
 const content = loadService("content.proto", "containerd.services.content.v1.Content");
 const images = loadService("images.proto", "containerd.services.images.v1.Images");
 const namespaces = loadService("namespaces.proto", "containerd.services.namespaces.v1.Namespaces");
+const snapshots = loadService("snapshots.proto", "containerd.services.snapshots.v1.Snapshots");
+const containers = loadService("containers.proto", "containerd.services.containers.v1.Containers");
+const introspection = loadService(
+  "introspection.proto",
+  "containerd.services.introspection.v1.Introspection",
+);
 
 const methods = {
   info: method(content, "Info") as Method<{ digest: string }, { info: InfoMessage | null }>,
@@ -56,6 +77,12 @@ const methods = {
     { images: { name: string; target: { digest: string } | null }[] }
   >,
   namespaces: method(namespaces, "List") as Method<object, { namespaces: { name: string }[] }>,
+  snapshots: method(snapshots, "List") as Method<
+    { snapshotter: string },
+    { info: { name: string }[] }
+  >,
+  containers: method(containers, "List") as Method<object, { containers: ContainerRecord[] }>,
+  plugins: method(introspection, "Plugins") as Method<object, { plugins: PluginRecord[] }>,
 };
 
 function method(service: ServiceDefinition, name: string): Method<never, unknown> {
@@ -145,6 +172,30 @@ export class ContainerdClient {
   async namespaces(signal?: AbortSignal): Promise<string[]> {
     const { namespaces } = await this.#unary(methods.namespaces, "", {}, signal);
     return namespaces.map(({ name }) => name);
+  }
+
+  /**
+   * The snapshots of a namespace by the names that its clients use: those that containerd knows and
+   * the snapshotter has. @throws ClipError CONTAINERD_UNAVAILABLE, ABORTED
+   */
+  async snapshots(namespace: string, snapshotter: string, signal?: AbortSignal): Promise<string[]> {
+    const names: string[] = [];
+    await this.#stream(methods.snapshots, namespace, { snapshotter }, signal, ({ info }) => {
+      names.push(...info.map(({ name }) => name));
+    });
+    return names;
+  }
+
+  /** The containers of a namespace. @throws ClipError CONTAINERD_UNAVAILABLE, ABORTED */
+  async containers(namespace: string, signal?: AbortSignal): Promise<ContainerRecord[]> {
+    const { containers } = await this.#unary(methods.containers, namespace, {}, signal);
+    return containers;
+  }
+
+  /** The parts of containerd. @throws ClipError CONTAINERD_UNAVAILABLE, ABORTED */
+  async plugins(signal?: AbortSignal): Promise<PluginRecord[]> {
+    const { plugins } = await this.#unary(methods.plugins, "", {}, signal);
+    return plugins;
   }
 
   /** Ends the connection; open calls fail. */

@@ -1,7 +1,31 @@
 /** What the daemon has done when the owner of its socket asks for it with a POST. */
+import type { Config } from "../config/schema.ts";
+import type { Layers } from "../layer/layers.ts";
 import type { Action } from "../telemetry/actions.ts";
+import type { Log } from "../telemetry/log.ts";
 
-/** The actions of the daemon, by path. */
-export function adminActions(): Record<string, Action> {
-  return {};
+/** What actions work on. */
+export interface AdminParts {
+  config: Config;
+  layers: Layers;
+  log: Log;
+}
+
+/** Where the daemon examines itself; the parameter `repair` has it put right what it can. */
+export const doctorPath = "/doctor";
+
+/** The actions of the daemon, by path. What they need is loaded when they are called. */
+export function adminActions({ config, layers, log }: AdminParts): Record<string, Action> {
+  return {
+    [doctorPath]: async ({ parameters, progress, signal }) => {
+      const { examine } = await import("./doctor/doctor.ts");
+      const live = { mode: layers.mode, mount: (number: number) => layers.mount(number) };
+      const repair = isRecord(parameters) && parameters["repair"] === true;
+      return examine({ config, live, log, signal }, { repair, onCheck: progress });
+    },
+  };
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null;
 }

@@ -95,7 +95,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
     const contentCache = sharing && { contentCache: sharing.counters };
     const counted = { registry: registry.counters, calls, ...contentCache };
     const observed = { layers, session, snapshots: server, ...counted };
-    const actions = adminActions();
+    const actions = adminActions({ config, layers, log });
     const telemetry = await openTelemetry({ config, parts: observed, actions, log });
     parts.add(() => telemetry.close());
     return {

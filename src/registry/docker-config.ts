@@ -28,12 +28,13 @@ function defaultDockerConfigPath(): string {
 
 /** Docker's configuration file; read again whenever it has changed. */
 export class DockerConfig {
-  readonly #path: string;
+  /** Where it is, or would be. */
+  readonly path: string;
   #version = "";
   #file: DockerConfigFile = { auths: {}, credHelpers: {} };
 
   constructor(path: string = defaultDockerConfigPath()) {
-    this.#path = path;
+    this.path = path;
   }
 
   /**
@@ -56,12 +57,17 @@ export class DockerConfig {
     return undefined;
   }
 
+  /** Reads the file, if there is one. @throws ClipError CONFIG_INVALID when it cannot be understood */
+  async check(): Promise<void> {
+    await this.#read();
+  }
+
   async #read(): Promise<DockerConfigFile> {
     try {
-      const { mtimeMs, size, ino } = await stat(this.#path);
+      const { mtimeMs, size, ino } = await stat(this.path);
       const version = `${mtimeMs} ${size} ${ino}`;
       if (version !== this.#version) {
-        this.#file = v.parse(configSchema, JSON.parse(await readFile(this.#path, "utf8")));
+        this.#file = v.parse(configSchema, JSON.parse(await readFile(this.path, "utf8")));
         this.#version = version;
       }
     } catch (error) {
@@ -72,7 +78,7 @@ export class DockerConfig {
       } else {
         // The file is full of secrets: messages of its parsers may quote them.
         const why = code ?? "it is not what Docker writes";
-        throw new ClipError("CONFIG_INVALID", `cannot read ${this.#path}: ${why}`);
+        throw new ClipError("CONFIG_INVALID", `cannot read ${this.path}: ${why}`);
       }
     }
     return this.#file;

@@ -32,6 +32,15 @@ export interface Snapshot {
   readonly usage: SnapshotUsage | undefined;
 }
 
+/** A view of something, and a layer that is served on demand, have no directories of their own. */
+export function hasDirectories({
+  kind,
+  parent,
+  layer,
+}: Pick<Snapshot, "kind" | "parent" | "layer">): boolean {
+  return layer === undefined && (kind !== "view" || parent === "");
+}
+
 /** The chainID under which a client wants to find what it prepares (containerd's handshake). */
 export const refLabel = "containerd.io/snapshot.ref";
 /** By its presence clients know that a snapshot's content is fetched on demand. */

@@ -10,7 +10,13 @@ import { parseFilters } from "./filters.ts";
 import { mountOf, type LowerDirectory, type Mount, type UpperDirectories } from "./mounts.ts";
 import type { LayerResolver, RemoteLayers } from "./remote-layers.ts";
 import { describeFallback, RemoteHandshake, type FallbackReason } from "./remote.ts";
-import { refLabel, type Labels, type Snapshot, type SnapshotUsage } from "./snapshot.ts";
+import {
+  hasDirectories,
+  refLabel,
+  type Labels,
+  type Snapshot,
+  type SnapshotUsage,
+} from "./snapshot.ts";
 import { SnapshotStore, type CommitRequest } from "./store.ts";
 
 /** What {@link Snapshotter.open} takes. */
@@ -264,11 +270,6 @@ export class Snapshotter {
       this.#log.warn({ id, error: describeError(error) }, "cannot discard a snapshot's files yet");
     });
   }
-}
-
-/** A view of something, and a layer that is served on demand, have no directories of their own. */
-function hasDirectories({ kind, parent, layer }: Pick<Snapshot, "kind" | "parent" | "layer">) {
-  return layer === undefined && (kind !== "view" || parent === "");
 }
 
 /**

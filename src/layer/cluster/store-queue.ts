@@ -51,6 +51,11 @@ export class StoreQueue {
     return Number(row?.["count"] ?? 0);
   }
 
+  /** All layers that wait. */
+  all(): QueuedStore[] {
+    return this.#database.prepare("SELECT * FROM store").all().map(toQueued);
+  }
+
   /**
    * Puts a layer into the queue; one that is there already becomes due.
    * @returns layers that had to make room: those that have waited longest
