@@ -1,7 +1,7 @@
 /** A daemon's process, as its keeper sees it. */
 import { spawn, type ChildProcess } from "node:child_process";
 import type { Socket } from "node:net";
-import type { DaemonMessage, KeeperMessage } from "./keeper-protocol.ts";
+import { parseDaemonMessage, type KeeperMessage } from "./keeper-protocol.ts";
 
 /** How a daemon ended. */
 export interface DaemonEnd {
@@ -58,7 +58,7 @@ export class DaemonProcess {
     this.loaded = this.#loaded.promise;
     this.ended = this.#untilEnded();
     void this.ended.then(() => this.#loaded.resolve(false));
-    this.#child.on("message", (message) => this.#onMessage(message as DaemonMessage));
+    this.#child.on("message", (message) => this.#onMessage(message));
   }
 
   get pid(): number {
@@ -106,8 +106,11 @@ export class DaemonProcess {
     return this.#end(code, signal);
   }
 
-  #onMessage(message: DaemonMessage): void {
-    switch (message.kind) {
+  #onMessage(value: unknown): void {
+    const message = parseDaemonMessage(value);
+    switch (message?.kind) {
+      case undefined:
+        return;
       case "loaded":
         this.#loaded.resolve(true);
         return;

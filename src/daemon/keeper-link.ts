@@ -1,6 +1,6 @@
 /** The keeper, as a daemon sees it. */
 import type { Socket } from "node:net";
-import type { DaemonMessage, KeeperMessage } from "./keeper-protocol.ts";
+import { parseKeeperMessage, type DaemonMessage } from "./keeper-protocol.ts";
 
 /** Why a daemon is to end. */
 export type EndOrder = "stop" | "detach";
@@ -34,7 +34,7 @@ export class KeeperLink {
     this.end = this.#end.promise;
     this.lost = this.#lost.promise;
     process.on("message", (message, connection) =>
-      this.#onMessage(message as KeeperMessage, connection as Socket | undefined),
+      this.#onMessage(message, connection as Socket | undefined),
     );
     process.once("disconnect", this.#onDisconnect);
     // A terminal and some service managers send these to all processes; the keeper decides.
@@ -52,8 +52,11 @@ export class KeeperLink {
     if (process.connected) process.disconnect();
   }
 
-  #onMessage(message: KeeperMessage, connection: Socket | undefined): void {
-    switch (message.kind) {
+  #onMessage(value: unknown, connection: Socket | undefined): void {
+    const message = parseKeeperMessage(value);
+    switch (message?.kind) {
+      case undefined:
+        return;
       case "go":
         this.#go.resolve(true);
         return;

@@ -3,7 +3,7 @@ import type { Digest } from "../base/digest.ts";
 import { ClipError, isClipError } from "../base/errors.ts";
 import type { RangeSource } from "../base/range.ts";
 import { registryError, type Subject } from "./failure.ts";
-import { isTransientFault, isUnknownName, networkError } from "./http.ts";
+import { discardBody, isTransientFault, isUnknownName, networkError } from "./http.ts";
 import { inOrder } from "./in-order.ts";
 import type { RegistryHost } from "./registry-host.ts";
 import { backoffMs, pause } from "./retry.ts";
@@ -168,7 +168,7 @@ export class BlobReader implements RangeSource {
   async supportsRanges(signal?: AbortSignal): Promise<boolean> {
     if (this.#ranged === undefined && this.size > 0) {
       const opened = await this.#open(0, 1, { discardMax: discardBytes, signal });
-      if (opened.ranged) await opened.body.dump();
+      if (opened.ranged) await discardBody(opened.body);
       else opened.body.destroy();
       this.#ranged = opened.ranged;
     }
@@ -238,7 +238,7 @@ export class BlobReader implements RangeSource {
     try {
       const response = await send(known);
       if (response.status < 400) return response;
-      await response.body.dump();
+      await discardBody(response.body);
     } catch (error) {
       if (!isClipError(error) || !error.code.startsWith("REGISTRY_")) throw error;
     }

@@ -3,7 +3,7 @@ import { type Digest, digestOf, isDigest } from "../base/digest.ts";
 import { isClipError } from "../base/errors.ts";
 import { manifestBytesMax } from "../base/limits.ts";
 import { registryError, type Subject } from "./failure.ts";
-import { readBody } from "./http.ts";
+import { discardBody, isTransientFault, networkError, readBody } from "./http.ts";
 import {
   type Descriptor,
   isIndexType,
@@ -13,6 +13,7 @@ import {
 } from "./manifest.ts";
 import type { Repository } from "./reference.ts";
 import type { RegistryHost } from "./registry-host.ts";
+import { backoffMs, pause } from "./retry.ts";
 import type { RegistryResponse, Session } from "./session.ts";
 
 /** Where a request goes, and how long it may be tried. */
@@ -51,9 +52,8 @@ export function fetchSmallBlob(scene: Scene, digest: Digest): Promise<Buffer> {
   const subject = subjectOf(scene, digest);
   return host.first("pull", undefined, scene.signal, async (session, isLast) => {
     const path = `/${repository.name}/blobs/${digest}${host.query(session)}`;
-    const response = await get(scene, session, path, subject, {}, isLast);
-    if (response.status !== 200) throw await session.failure(response, subject);
-    const bytes = await readBody(response.body, manifestBytesMax, subject);
+    const { response, bytes } = await get(scene, session, path, subject, {}, isLast);
+    if (bytes === undefined) throw await session.failure(response, subject);
     if (digestOf(bytes) !== digest) throw wrongDigest(subject, session);
     return bytes;
   });
@@ -72,7 +72,7 @@ export function hasBlob(scene: Scene, digest: Digest): Promise<boolean> {
     const request = { method: "HEAD", url, scope, subject, signal } as const;
     const response = await session.send({ ...request, retries: isLast ? retries : 1 });
     if (response.status !== 200) throw await session.failure(response, subject);
-    await response.body.dump();
+    await discardBody(response.body);
     return true;
   });
   return found.catch((error: unknown) => {
@@ -137,9 +137,8 @@ async function manifestAt(
   const { host, repository } = scene;
   const subject = subjectOf(scene, target);
   const path = `/${repository.name}/manifests/${target}${host.query(session)}`;
-  const response = await get(scene, session, path, subject, { accept }, isLast);
-  if (response.status !== 200) throw await session.failure(response, subject);
-  const bytes = await readBody(response.body, manifestBytesMax, subject);
+  const { response, bytes } = await get(scene, session, path, subject, { accept }, isLast);
+  if (bytes === undefined) throw await session.failure(response, subject);
   const digest = digestOf(bytes);
   const stated = isDigest(target) ? target : response.header("docker-content-digest");
   if (stated !== undefined && isDigest(stated) && stated !== digest) {
@@ -163,21 +162,14 @@ async function referrersAt(
   const namespace = host.query(session).replace("?", "&");
   let url: string | URL = `/${repository.name}/referrers/${digest}?${query}${namespace}`;
   for (let page = 0; page < referrersPagesMax; page++) {
-    const response = await get(
-      scene,
-      session,
-      url,
-      subject,
-      { accept: mediaTypes.ociIndex },
-      isLast,
-    );
+    const headers = { accept: mediaTypes.ociIndex };
+    const { response, bytes } = await get(scene, session, url, subject, headers, isLast);
     const type = response.header("content-type") ?? "";
-    if (response.status !== 200 || !type.startsWith(mediaTypes.ociIndex)) {
+    if (bytes === undefined || !type.startsWith(mediaTypes.ociIndex)) {
       if ([401, 403].includes(response.status)) throw await session.failure(response, subject);
-      await response.body.dump();
+      await discardBody(response.body);
       return page === 0 ? undefined : found;
     }
-    const bytes = await readBody(response.body, manifestBytesMax, subject);
     found.push(...parseImageIndex(bytes, `referrers of ${digest}`).manifests);
     const next = /<([^>]+)>\s*;[^,]*\brel="?next"?/.exec(response.header("link") ?? "")?.[1];
     if (next === undefined || !URL.canParse(next, response.url.href)) break;
@@ -186,17 +178,35 @@ async function referrersAt(
   return found;
 }
 
-function get(
+/** An answer, and its body if it is the one that was hoped for. */
+interface Content {
+  response: RegistryResponse;
+  bytes: Buffer | undefined;
+}
+
+/** Asks until the whole body is there, or an answer that is no success. */
+async function get(
   { repository, retries, signal }: Scene,
   session: Session,
   url: string | URL,
   subject: Subject,
   headers: Record<string, string>,
   isLast: boolean,
-): Promise<RegistryResponse> {
+): Promise<Content> {
   const scope = pullScope(repository);
   const limited = isLast ? retries : Math.min(1, retries);
-  return session.send({ method: "GET", url, headers, scope, subject, retries: limited, signal });
+  const request = { url, headers, scope, subject, retries: limited, signal };
+  for (let attempt = 0; ; attempt++) {
+    const response = await session.send({ ...request, method: "GET" });
+    if (response.status !== 200) return { response, bytes: undefined };
+    try {
+      return { response, bytes: await readBody(response.body, manifestBytesMax, subject) };
+    } catch (error) {
+      const failure = networkError(error, subject, session.origin, signal);
+      if (attempt >= limited || !isTransientFault(error)) throw failure;
+    }
+    await pause(backoffMs(attempt), signal);
+  }
 }
 
 function mediaTypeOf(response: RegistryResponse, bytes: Buffer): string {

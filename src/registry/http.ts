@@ -1,5 +1,5 @@
 /** What all requests to registries share: bodies with a limit, and the faults of the network. */
-import { errors } from "undici";
+import { type Dispatcher, errors } from "undici";
 import { ClipError, isClipError } from "../base/errors.ts";
 import { registryError, type Subject } from "./failure.ts";
 import type { NetworkFault } from "./registry-counters.ts";
@@ -37,6 +37,11 @@ export async function readBody(
     chunks.push(chunk);
   }
   return Buffer.concat(chunks, length);
+}
+
+/** Takes what is left of a body that nobody wants, whatever becomes of it. */
+export async function discardBody(body: Dispatcher.ResponseData["body"]): Promise<void> {
+  await body.dump().catch(() => {});
 }
 
 /** The error for a request that failed below HTTP. */

@@ -2,6 +2,7 @@
 import { type Digest, digestOf } from "../base/digest.ts";
 import { registryError, type Subject } from "./failure.ts";
 import { hasBlob, referrersTag, type Scene, subjectOf, taggedReferrers } from "./content.ts";
+import { discardBody } from "./http.ts";
 import { type Descriptor, mediaTypes } from "./manifest.ts";
 import { backoffMs, pause } from "./retry.ts";
 import type { RegistryRequest, RegistryResponse, Session } from "./session.ts";
@@ -72,7 +73,7 @@ async function upload(
   const url = `/${scene.repository.name}/blobs/uploads/`;
   const begun = await session.send({ ...request, method: "POST", url });
   if (begun.status !== 202) throw await session.failure(begun, subject);
-  await begun.body.dump();
+  await discardBody(begun.body);
   const text = begun.header("location");
   if (text === undefined || !URL.canParse(text, begun.url.href)) {
     throw registryError("REGISTRY_PROTOCOL", "it says not where to upload to", subject);
@@ -88,7 +89,7 @@ async function upload(
     body: bytes,
   });
   if (done.status !== 201) throw await session.failure(done, subject);
-  await done.body.dump();
+  await discardBody(done.body);
 }
 
 async function putManifest(
@@ -104,7 +105,7 @@ async function putManifest(
   const request = { ...base(scene, subject), method: "PUT", url, headers, body: bytes } as const;
   const response = await session.send(request);
   if (response.status !== 201) throw await session.failure(response, subject);
-  await response.body.dump();
+  await discardBody(response.body);
   return response;
 }
 

@@ -25,7 +25,8 @@ export class BoundedPattern {
     try {
       this.#pattern = new RegExp(source.slice(flags?.[0].length ?? 0), flags?.[1]);
     } catch (error) {
-      throw new ClipError("ARGUMENT_INVALID", `filter has a bad regular expression: ${source}`, {
+      const shown = JSON.stringify(source.slice(0, 200));
+      throw new ClipError("ARGUMENT_INVALID", `filter has a bad regular expression: ${shown}`, {
         cause: error,
       });
     }
