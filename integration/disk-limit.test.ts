@@ -1,7 +1,7 @@
 /** A disk cache that is smaller than what is read through it. */
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
-import { mkdir, truncate, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import type { Digest } from "../src/base/digest.ts";
@@ -14,6 +14,7 @@ import { run } from "./harness/command.ts";
 import { makeImage, makeLayer, pushImage } from "./harness/image.ts";
 import { startRegistry, type TestRegistry } from "./harness/registry.ts";
 import { Sandbox } from "./harness/sandbox.ts";
+import { SmallDisk } from "./harness/small-disk.ts";
 import { openNode, type LayerNode, type NodeSettings } from "./layer-node.ts";
 
 const MiB = 1 << 20;
@@ -91,21 +92,6 @@ async function dropCaches(): Promise<void> {
   await writeFile("/proc/sys/vm/drop_caches", "1");
 }
 
-/** A file system of so many bytes. */
-async function smallDisk(name: string, bytes: number): Promise<string> {
-  const image = sandbox.path(`${name}.ext4`);
-  await writeFile(image, "");
-  await truncate(image, bytes);
-  await run("mkfs.ext4", ["-q", "-m", "0", image]);
-  const directory = sandbox.path(name);
-  await mkdir(directory);
-  await run("mount", ["-o", "loop", image, directory]);
-  sandbox.onClose(name, async () => {
-    await run("umount", [directory]);
-  });
-  return directory;
-}
-
 async function diskBytes(directory: string): Promise<number> {
   const output = await run("du", ["-s", "--block-size=1", join(directory, "root/cache")]);
   return Number.parseInt(output, 10);
@@ -134,7 +120,8 @@ for (const mode of ["erofs", "fuse"] as const) {
     });
 
     test("read right when the disk itself is full", async () => {
-      const directory = await smallDisk(`full-${mode}`, 48 * MiB);
+      const directory = (await SmallDisk.make(sandbox, `full-${mode}`, { bytes: 48 * MiB }))
+        .directory;
       await onNode(directory, { mode }, async ({ layers }) => {
         const { path } = await layers.mount(await layers.ensure(indexed));
         assert.equal(await read(path), content);
@@ -146,7 +133,8 @@ for (const mode of ["erofs", "fuse"] as const) {
     });
 
     test("leave so much free as is asked for", async () => {
-      const directory = await smallDisk(`floor-${mode}`, 64 * MiB);
+      const directory = (await SmallDisk.make(sandbox, `floor-${mode}`, { bytes: 64 * MiB }))
+        .directory;
       const diskLimits = { bytesMax: 0, freeBytesMin: 24 * MiB };
       await onNode(directory, { mode, diskLimits }, async ({ layers }) => {
         const { path } = await layers.mount(await layers.ensure(indexed));

@@ -20,6 +20,8 @@ export interface ClipOptions {
   networkNamespace?: string | undefined;
   /** Written into its configuration file. */
   settings?: ClipSettings;
+  /** Further environment variables. */
+  environment?: Readonly<Record<string, string>>;
 }
 
 /** A clip daemon that is running. */
@@ -62,7 +64,7 @@ export class ClipDaemon {
         ...["daemon", "--root", this.root, "--state", this.state, "--address", this.address],
         ...["--containerd", this.#options.containerdAddress, "--config", this.configFile],
       ],
-      env: toolEnvironment(),
+      env: { ...toolEnvironment(), ...this.#options.environment },
       networkNamespace: this.#options.networkNamespace,
       logFile: this.logFile,
       isReady: (output) => (output.match(READY)?.length ?? 0) > linesBefore,
@@ -83,9 +85,10 @@ export class ClipDaemon {
     return this.#service?.output() ?? "";
   }
 
-  /** Mounts below its directories. */
+  /** Mounts below its directories, which may be mounts themselves. */
   mounts(): string[] {
-    return [...mountsBelow(this.root), ...mountsBelow(this.state)];
+    const below = [this.root, this.state];
+    return below.flatMap(mountsBelow).filter((mountpoint) => !below.includes(mountpoint));
   }
 
   /** Names of the directories of snapshots that it keeps. */

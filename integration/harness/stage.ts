@@ -18,6 +18,8 @@ export interface StageOptions extends Omit<ContainerdOptions, "clipAddress"> {
   registry: Pick<TestRegistry, "host">;
   /** Further settings of clip. */
   settings?: ClipSettings;
+  /** Further environment variables of clip. */
+  environment?: Readonly<Record<string, string>>;
 }
 
 /** A node that is running. */
@@ -33,6 +35,7 @@ export async function startStage(sandbox: Sandbox, options: StageOptions): Promi
     containerdAddress: sandbox.path(`${name}-containerd`, "containerd.sock"),
     name: `${name}-clip`,
     networkNamespace: options.networkNamespace,
+    environment: options.environment ?? {},
     settings: {
       ...options.settings,
       log: { level: "debug" },

@@ -53,11 +53,11 @@ test("a database that cannot grow says that the disk is full, and goes on when t
     );
   database.exec("PRAGMA max_page_count = 8");
   assert.throws(
-    () => insert(100_000),
+    () => insert(1_000_000),
     (error) => isClipError(error, "DISK_FULL") && error.message.includes("d.db"),
   );
   assert.throws(
-    () => database.prepare("INSERT INTO t VALUES (zeroblob(100000))").run(),
+    () => database.prepare("INSERT INTO t VALUES (zeroblob(1000000))").run(),
     (error) => isClipError(error, "DISK_FULL"),
   );
   insert(100);

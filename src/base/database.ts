@@ -1,7 +1,7 @@
 /** Opening the small SQLite databases in which clip keeps what must survive a crash. */
-import { chmodSync, closeSync, openSync } from "node:fs";
+import { chmodSync, closeSync, openSync, statSync } from "node:fs";
 import { DatabaseSync, type StatementSync } from "node:sqlite";
-import { ClipError } from "./errors.ts";
+import { ClipError, isClipError } from "./errors.ts";
 
 /**
  * Opens (or creates) a database whose commits are on disk when they return, and brings its schema
@@ -18,11 +18,19 @@ export function openDatabase(path: string, migrations: readonly string[]): Datab
   for (let at = version; at < migrations.length; at++) {
     database.exec(`BEGIN IMMEDIATE; ${migrations[at]}; PRAGMA user_version = ${at + 1}; COMMIT;`);
   }
+  reserveRoom(database, path);
   return database;
 }
 
-/** Runs `work` in one transaction: all of it is on disk when this returns, or none of it. */
+/**
+ * Runs `work` in one transaction: all of it is on disk when this returns, or none of it. It may be
+ * run twice, since a full disk can have room the second time.
+ */
 export function transaction<Value>(database: DatabaseSync, work: () => Value): Value {
+  return withRoom(database, () => transactionOnce(database, work));
+}
+
+function transactionOnce<Value>(database: DatabaseSync, work: () => Value): Value {
   database.exec("BEGIN IMMEDIATE");
   try {
     const value = work();
@@ -33,6 +41,39 @@ export function transaction<Value>(database: DatabaseSync, work: () => Value): V
     if (database.isTransaction) database.exec("ROLLBACK");
     throw error;
   }
+}
+
+/** What stays free in a database and its log, for the changes by which a full disk gets room again. */
+const reservedBytes = 128 * 1024;
+
+/** Has the files of a database grow beyond what is in them, unless its log was left by a crash. */
+function reserveRoom(database: DatabaseSync, path: string): void {
+  if (sizeOf(`${path}-wal`) >= reservedBytes) return;
+  try {
+    database.exec(
+      `BEGIN; CREATE TABLE room (bytes BLOB); INSERT INTO room VALUES (zeroblob(${reservedBytes}));
+       COMMIT; DROP TABLE room; PRAGMA wal_checkpoint(RESTART)`,
+    );
+  } catch (error) {
+    if (database.isTransaction) database.exec("ROLLBACK");
+    // Nothing but the reserve is missing.
+    if (!isClipError(error, "DISK_FULL")) throw error;
+  }
+}
+
+/** Does `work`; when the disk is full it does it again in the room that the log has already. */
+function withRoom<Value>(database: DatabaseSync, work: () => Value): Value {
+  try {
+    return work();
+  } catch (error) {
+    if (!isClipError(error, "DISK_FULL") || database.isTransaction) throw error;
+    database.exec("PRAGMA wal_checkpoint(RESTART)");
+    return work();
+  }
+}
+
+function sizeOf(path: string): number {
+  return statSync(path, { throwIfNoEntry: false })?.size ?? 0;
 }
 
 /** A database that says of the disk's failures what they are. */
@@ -50,7 +91,10 @@ class DiskDatabase extends DatabaseSync {
 
   override prepare(sql: string): StatementSync {
     const statement = attempt(this.#path, () => super.prepare(sql));
-    statement.run = guarded(this.#path, statement, statement.run);
+    const run = guarded(this.#path, statement, statement.run);
+    statement.run = new Proxy(run, {
+      apply: (target, _, parameters: []) => withRoom(this, () => target(...parameters)),
+    });
     statement.get = guarded(this.#path, statement, statement.get);
     statement.all = guarded(this.#path, statement, statement.all);
     return statement;

@@ -46,14 +46,30 @@ export async function attachConnection(
 ): Promise<{ fresh: boolean }> {
   const place = await resolveParent(mountpoint);
   if (wasMounted(descriptor)) {
-    const entry = await findMount(place);
-    if (entry?.type === fileSystemType) return { fresh: false };
-    throw new ClipError("CLOSED", `the FUSE session at ${place} has ended`);
+    await restoreMount(place, descriptor);
+    return { fresh: false };
   }
   await removeStaleMounts(place);
   await mkdir(place, { recursive: true });
   await mountOn(place, descriptor);
   return { fresh: true };
+}
+
+/**
+ * Mounts a session again where somebody has taken its mount away while others still use it (Linux
+ * 5.16). Does nothing where the mount is still there.
+ * @param mountpoint has no symlinks in its path
+ * @returns whether it was missing
+ * @throws ClipError CLOSED when the session is over
+ */
+export async function restoreMount(mountpoint: string, descriptor: number): Promise<boolean> {
+  if ((await findMount(mountpoint))?.type === fileSystemType) return false;
+  try {
+    await mountOn(mountpoint, descriptor);
+    return true;
+  } catch (error) {
+    throw new ClipError("CLOSED", `the FUSE session at ${mountpoint} has ended`, { cause: error });
+  }
 }
 
 /**
