@@ -169,7 +169,9 @@ for (const mode of ["erofs", "fuse"] as const) {
         assert.equal(layers.counters.wholePulls, 1);
         const { path } = await layers.mount(number);
         await assertSameTree(path, source);
-        assert.ok((await indexes.open(target.layerDigest)) !== undefined);
+        const index = await indexes.open(target.layerDigest);
+        assert.ok(index !== undefined);
+        await index.close();
       });
     });
 

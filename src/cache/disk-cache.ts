@@ -54,6 +54,8 @@ export interface SpanClaims extends SpanMapHeader {
 export interface LayerUsers {
   /** Layers whose file the kernel may be reading by itself: no byte of it may go. */
   devices(): ReadonlySet<Digest>;
+  /** Layers that come back only as a whole: they go when nothing else is left that may go. */
+  costly(): ReadonlySet<Digest>;
   /** Runs `remove` unless the layer is in use or about to be; whether it ran. */
   ifUnused(layerDigest: Digest, remove: () => Promise<void>): Promise<boolean>;
 }
@@ -85,6 +87,7 @@ export class DiskCache {
   readonly #queue = new KeyedQueue();
   #users: LayerUsers = {
     devices: () => new Set(),
+    costly: () => new Set(),
     ifUnused: async (_, remove) => {
       await remove();
       return true;
@@ -97,7 +100,7 @@ export class DiskCache {
     this.#log = log;
     this.#evictor = new Evictor({
       space: new DiskSpace(directory, limits, freeBytes),
-      openFiles: () => this.#evictableFiles(),
+      openFiles: (costly) => this.#evictableFiles(costly),
       closedLayers: (files) => this.#closedLayers(files),
       log,
     });
@@ -307,19 +310,25 @@ export class DiskCache {
     return { dataPath, mapPath: dataPath + mapSuffix };
   }
 
-  #evictableFiles(): LayerFile[] {
+  /** Those that are costly, or those that are not. */
+  #evictableFiles(costly: boolean): LayerFile[] {
     const devices = this.#users.devices();
-    return [...this.#open].filter(([digest]) => !devices.has(digest)).map(([, file]) => file);
+    const costlyOnes = this.#users.costly();
+    return [...this.#open]
+      .filter(([digest]) => !devices.has(digest) && costlyOnes.has(digest) === costly)
+      .map(([, file]) => file);
   }
 
   #closedLayers(files: readonly FileOnDisk[]): ClosedLayer[] {
     const mapBytes = new Map(files.map(({ name, bytes }) => [name, bytes]));
+    const costly = this.#users.costly();
     return files.flatMap(({ name, bytes, modifiedAt }) => {
       const digest = digestFromKey(name);
       if (digest === undefined || this.#open.has(digest)) return [];
       return {
         bytes: bytes + (mapBytes.get(name + mapSuffix) ?? 0),
         usedAt: Math.max(modifiedAt, this.#usedAt.get(digest) ?? 0),
+        costly: costly.has(digest),
         remove: () => this.#removeUnused(digest),
       };
     });

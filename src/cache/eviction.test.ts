@@ -47,6 +47,7 @@ const present = (file: LayerFile) => [...file.spanPresent.keys()].filter((span) 
 
 const users = (more: Partial<LayerUsers>): LayerUsers => ({
   devices: () => new Set(),
+  costly: () => new Set(),
   ifUnused: async (_, remove) => {
     await remove();
     return true;
@@ -99,6 +100,37 @@ void test("layers that nobody has open go before any span of those that are", as
   assert.equal(cache.state.evicted.layers, 1);
   await stat(join(directory, digestKey(named("first"))));
   await assert.rejects(stat(join(directory, digestKey(named("second")))), { code: "ENOENT" });
+});
+
+void test("what comes back only as a whole goes after all else, open or not", async () => {
+  const { cache, directory } = await newCache();
+  const costly = [named("costly"), named("costly and closed")];
+  cache.setUsers(users({ costly: () => new Set(costly) }));
+  const precious = await openLayer(cache, "costly");
+  await write(precious, 0, 5, 1);
+  const closed = await openLayer(cache, "costly and closed");
+  await write(closed, 0, 5, 1);
+  await cache.closeLayer(named("costly and closed"));
+  const file = await openLayer(cache, "cheap");
+  await write(file, 0, 20, 2000);
+  await evicted(cache);
+  assert.equal(present(precious).length, 6);
+  await stat(join(directory, digestKey(named("costly and closed"))));
+  assert.ok(present(file).length < 21);
+});
+
+void test("what comes back only as a whole goes when nothing else is left", async () => {
+  const { cache, directory } = await newCache();
+  cache.setUsers(users({ costly: () => new Set([named("open"), named("closed")]) }));
+  const closed = await openLayer(cache, "closed");
+  await write(closed, 0, 1, 1);
+  await cache.closeLayer(named("closed"));
+  const file = await openLayer(cache, "open");
+  await write(file, 0, spanCount - 1, 1);
+  await evicted(cache);
+  assert.equal(cache.state.evicted.layers, 1);
+  await assert.rejects(stat(join(directory, digestKey(named("closed")))), { code: "ENOENT" });
+  assert.ok(present(file).length < spanCount);
 });
 
 void test("what is in use otherwise stays, and what does not fit is refused", async () => {

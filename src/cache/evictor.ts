@@ -33,6 +33,8 @@ export interface EvictionCounters {
 export interface ClosedLayer {
   bytes: number;
   usedAt: number;
+  /** It comes back only as a whole. */
+  costly: boolean;
   /** Deletes it if nobody needs it. */
   remove(): Promise<boolean>;
 }
@@ -40,8 +42,8 @@ export interface ClosedLayer {
 /** What {@link Evictor} is made with. */
 export interface EvictorOptions {
   space: DiskSpace;
-  /** Layers that are open and of which spans may go. */
-  openFiles: () => LayerFile[];
+  /** Layers that are open and of which spans may go: those that come back only as a whole, or not. */
+  openFiles: (costly: boolean) => LayerFile[];
   /** Of these files, the layers that are not open. */
   closedLayers: (files: readonly FileOnDisk[]) => ClosedLayer[];
   log: Log;
@@ -56,6 +58,7 @@ export interface DiskCacheState extends DiskLimits {
 /**
  * Makes room in the background when the high-water mark is passed, and while a span waits when the
  * limit is. Layers that nobody has open go first, one by one; then spans of those that are open.
+ * Then, in the same order, what comes back only as a whole.
  */
 export class Evictor implements SpaceKeeper {
   readonly counters: EvictionCounters = { spans: 0, bytes: 0, layers: 0, refused: 0 };
@@ -178,8 +181,14 @@ export class Evictor implements SpaceKeeper {
     const files = await this.#space.measure();
     const target = Math.max(bytesMin, this.#space.excess("low"));
     if (target <= 0) return 0;
-    const layers = await this.#evictLayers(files, target);
-    const freed = layers.bytes + (await this.#evictSpans(target - layers.bytes));
+    const closed = this.#options.closedLayers(files);
+    let freed = 0;
+    const layersBefore = this.counters.layers;
+    for (const costly of [false, true]) {
+      const layers = closed.filter((layer) => layer.costly === costly);
+      freed += await this.#evictLayers(layers, target - freed);
+      freed += await this.#evictSpans(target - freed, costly);
+    }
     this.counters.bytes += freed;
     if (freed === 0) {
       this.#fruitlessAt = performance.now();
@@ -189,36 +198,35 @@ export class Evictor implements SpaceKeeper {
     await this.#space.measure();
     const durationMs = Math.round(performance.now() - startedAt);
     const { used: bytes, limits } = this.#space;
+    const layers = this.counters.layers - layersBefore;
     this.#options.log.info(
-      { freed, target, layers: layers.count, bytes, bytesMax: limits.bytesMax, durationMs },
+      { freed, target, layers, bytes, bytesMax: limits.bytesMax, durationMs },
       "made room in the disk cache",
     );
     return freed;
   }
 
-  async #evictLayers(files: readonly FileOnDisk[], target: number) {
-    let bytes = 0;
-    let count = 0;
-    const closed = this.#options.closedLayers(files).sort((a, b) => a.usedAt - b.usedAt);
-    for (const layer of closed) {
-      if (bytes >= target || this.#closing.signal.aborted) break;
+  async #evictLayers(layers: readonly ClosedLayer[], target: number): Promise<number> {
+    let freed = 0;
+    for (const layer of layers.toSorted((a, b) => a.usedAt - b.usedAt)) {
+      if (freed >= target || this.#closing.signal.aborted) break;
       if (!(await layer.remove())) continue;
-      bytes += layer.bytes;
-      count++;
+      freed += layer.bytes;
+      this.counters.layers++;
       this.#space.freed(layer.bytes);
     }
-    this.counters.layers += count;
-    return { bytes, count };
+    return freed;
   }
 
-  async #evictSpans(target: number): Promise<number> {
+  async #evictSpans(target: number, costly: boolean): Promise<number> {
     if (target <= 0) return 0;
     this.#collect();
     let freed = 0;
-    for (const [file, spans] of leastRecentlyUsed(this.#options.openFiles(), target)) {
+    const { openFiles } = this.#options;
+    for (const [file, spans] of leastRecentlyUsed(openFiles(costly), target)) {
       if (this.#closing.signal.aborted) break;
       // The kernel may have begun to read it by itself.
-      if (!this.#options.openFiles().includes(file)) continue;
+      if (!openFiles(costly).includes(file)) continue;
       const went = await file.evict(spans);
       this.counters.spans += went.spans;
       this.#space.freed(went.bytes);
@@ -229,7 +237,9 @@ export class Evictor implements SpaceKeeper {
 
   #collect(): void {
     const now = steadyNow();
-    for (const file of this.#options.openFiles()) file.use.collect(now);
+    for (const costly of [false, true]) {
+      for (const file of this.#options.openFiles(costly)) file.use.collect(now);
+    }
   }
 
   #watch(): void {

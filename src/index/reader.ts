@@ -49,7 +49,8 @@ export async function openLayerIndex(
     headEnd <= first.length
       ? first.subarray(0, headEnd)
       : Buffer.concat([first, await source.read(first.length, headEnd - first.length, signal)]);
-  if (headDigest !== undefined && digestOf(headBytes) !== headDigest) {
+  const foundDigest = digestOf(headBytes);
+  if (headDigest !== undefined && foundDigest !== headDigest) {
     throw corruptIndex("its head does not match its digest");
   }
   const head = decodeHead(headBytes);
@@ -60,12 +61,14 @@ export async function openLayerIndex(
       ? first.subarray(offset, offset + storedLength)
       : await source.read(offset, storedLength, signal);
   const decoded = decodeSpans(openSection(spansBytes, head.spans), head, head.windows.storedLength);
-  return new LayerIndexReader(source, head, decoded.spans, decoded.windows);
+  return new LayerIndexReader(source, { ...head, digest: foundDigest }, decoded);
 }
 
 /** An open layer index. Owns its source. */
 export class LayerIndexReader {
   readonly head: LayerHead;
+  /** Digest of the preamble and the head: since that has the digests of the rest, of all of it. */
+  readonly headDigest: Digest;
   readonly sizes: IndexSizes;
   readonly #source: IndexSource;
   readonly #files: Section;
@@ -75,10 +78,11 @@ export class LayerIndexReader {
   /** For {@link openLayerIndex}. */
   constructor(
     source: IndexSource,
-    { layerDigest, diffId, compressedSize, uncompressedSize, ...rest }: IndexHead,
-    spans: LayerHead["spans"],
-    windows: readonly StoredWindow[],
+    head: IndexHead & { digest: Digest },
+    { spans, windows }: { spans: LayerHead["spans"]; windows: readonly StoredWindow[] },
   ) {
+    const { layerDigest, diffId, compressedSize, uncompressedSize, ...rest } = head;
+    this.headDigest = head.digest;
     this.head = { layerDigest, diffId, compressedSize, uncompressedSize, spans };
     this.sizes = {
       head: rest.spans.offset,

@@ -1,10 +1,14 @@
 /** The layers that the FUSE session serves. */
 import { constants } from "node:os";
+import type { Semaphore } from "../base/concurrency.ts";
 import type { Digest } from "../base/digest.ts";
-import { describeError } from "../base/errors.ts";
+import { describeError, type ClipError } from "../base/errors.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
+import type { LayerFile } from "../cache/layer-file.ts";
 import type { FuseLayer, FuseReadRequest } from "../fuse/session.ts";
+import type { LayerHead } from "../index/model.ts";
 import type { LayerIndexReader } from "../index/reader.ts";
+import type { Repository } from "../registry/reference.ts";
 import type { Log } from "../telemetry/log.ts";
 import { AlternateSource } from "./alternate-source.ts";
 import type { ByteBudget } from "./byte-budget.ts";
@@ -14,8 +18,9 @@ import type { DemandActivity } from "./demand-activity.ts";
 import { LayerBlob } from "./layer-blob.ts";
 import type { LayerRegistry, RegistryBlob } from "./places.ts";
 import type { LayerRecord, LayerRecords } from "./records.ts";
-import { RegistrySource, type SpanIndex } from "./registry-source.ts";
+import { isRegistryFailure, RegistrySource, type SpanIndex } from "./registry-source.ts";
 import { spanTableOf } from "./span-source.ts";
+import { WholeSource } from "./whole-source.ts";
 
 const { errno } = constants;
 
@@ -34,15 +39,17 @@ export interface ActiveLayersOptions {
   budget: ByteBudget;
   activity: DemandActivity;
   counters: LayerCounters;
+  /** Whole pulls wait here for their turn. */
+  pulls: Semaphore;
   /** Absent: layers are not shared. */
   cluster?: ClusterTier;
   log: Log;
-  /** Opens the index of another blob of a layer; undefined when there is none. */
+  /** Opens the index of another blob of a layer, which is closed here; undefined: there is none. */
   openAlternate: (
     record: LayerRecord,
     layerDigest: Digest,
     signal: AbortSignal,
-  ) => Promise<SpanIndex | undefined>;
+  ) => Promise<(SpanIndex & { close(): Promise<void> }) | undefined>;
 }
 
 /** A layer that the session serves. */
@@ -51,6 +58,14 @@ interface ActiveLayer {
   /** Absent when the layer was complete from the beginning. */
   blob?: LayerBlob;
   index?: LayerIndexReader;
+  /** Sources of the blob that have something open. */
+  sources: readonly { close(): Promise<void> }[];
+}
+
+/** A repository that may have a blob. */
+interface Place {
+  repository: Repository;
+  blob: RegistryBlob;
 }
 
 /** Adds layers to the session and answers the reads that it hands over. */
@@ -78,16 +93,21 @@ export class ActiveLayers {
     image: SharedArrayBuffer | undefined,
   ): Promise<LayerBlob> {
     const { cache, session, budget, activity, counters, log } = this.#options;
-    const table = spanTableOf(index.head);
+    const { head } = index;
+    let file: LayerFile | undefined;
     try {
-      const file = await cache.openLayer(record.layerDigest, table);
-      const { head } = index;
+      file = await cache.openLayer(record.layerDigest, spanTableOf(head));
       const shared = this.#options.cluster?.source(head);
-      const sources = [
-        ...(shared === undefined ? [] : [shared]),
-        this.#registrySource(record, index),
-        this.#alternateSource(record),
-      ];
+      const places = this.#placesOf(record, head);
+      const registry = this.#registrySource(index, () => places().filter(mayServeRanges));
+      const alternate = this.#alternateSource(record);
+      const whole = this.#wholeSource(record, head, file, {
+        places,
+        source: this.#registrySource(index, places),
+      });
+      // It is known to be of no use to ask for parts; that may have changed, and is found out.
+      const rest = record.ranges ? [registry, alternate, whole] : [alternate, whole, registry];
+      const sources = [...(shared === undefined ? [] : [shared]), ...rest];
       const blob = new LayerBlob({ head, file, sources, budget, activity, counters, log });
       const { spanStarts, spanPresent, path: dataPath, size } = file;
       session.addLayer({
@@ -99,10 +119,10 @@ export class ActiveLayers {
         spanUsed: file.use.marks,
         ...(image === undefined ? {} : { tree: { image } }),
       });
-      this.#active.set(record.number, { record, blob, index });
+      this.#active.set(record.number, { record, blob, index, sources: [alternate, whole] });
       return blob;
     } catch (error) {
-      await cache.closeLayer(record.layerDigest);
+      if (file !== undefined) await cache.closeLayer(record.layerDigest);
       await index.close();
       throw error;
     }
@@ -122,7 +142,7 @@ export class ActiveLayers {
       spanPresent,
       ...(image === undefined ? {} : { tree: { image } }),
     });
-    this.#active.set(record.number, { record });
+    this.#active.set(record.number, { record, sources: [] });
   }
 
   /** Answers a read that the FUSE threads could not. */
@@ -153,6 +173,20 @@ export class ActiveLayers {
     );
   }
 
+  /**
+   * From now on every read of a layer fails.
+   * @returns its number, and the digest of the head of its index; undefined if it is not served
+   */
+  condemn(blob: LayerBlob, reason: ClipError): { number: number; headDigest: Digest } | undefined {
+    blob.condemn(reason);
+    for (const { record, index, blob: served } of this.#active.values()) {
+      if (served !== blob || index === undefined) continue;
+      this.#options.session.removeLayer(record.number);
+      return { number: record.number, headDigest: index.headDigest };
+    }
+    return undefined;
+  }
+
   /** Stops to serve a layer. */
   async remove(number: number): Promise<void> {
     const active = this.#active.get(number);
@@ -169,29 +203,34 @@ export class ActiveLayers {
     await Promise.all(all.map((active) => this.#close(active)));
   }
 
-  async #close({ record, blob, index }: ActiveLayer): Promise<void> {
+  async #close({ record, blob, index, sources }: ActiveLayer): Promise<void> {
     await blob?.close();
+    for (const source of sources) await source.close();
     if (blob !== undefined) await this.#options.cache.closeLayer(record.layerDigest);
     await index?.close();
   }
 
-  #registrySource(record: LayerRecord, index: SpanIndex): RegistrySource {
+  #registrySource(index: SpanIndex, places: () => Place[]): RegistrySource {
+    const { layerDigest } = index.head;
+    const onFound = (repository: Repository) =>
+      this.#options.records.prefer(layerDigest, repository);
+    return new RegistrySource({ index, places, onFound });
+  }
+
+  /** Where a blob of the layer may be, as far as that is known at the time of the call. */
+  #placesOf({ diffId }: LayerRecord, head: LayerHead): () => Place[] {
     const { registry, records } = this.#options;
-    const { layerDigest, compressedSize } = index.head;
+    const { layerDigest, compressedSize } = head;
     const readers = new Map<string, RegistryBlob>();
-    return new RegistrySource({
-      index,
-      places: () => {
-        const blob = records.blobs(record.diffId).find((one) => one.layerDigest === layerDigest);
-        return (blob?.repositories ?? []).map((repository) => {
-          const key = `${repository.host}/${repository.name}`;
-          const reader = readers.get(key) ?? registry.blob(repository, layerDigest, compressedSize);
-          readers.set(key, reader);
-          return { repository, blob: reader };
-        });
-      },
-      onFound: (repository) => records.prefer(layerDigest, repository),
-    });
+    return () => {
+      const blob = records.blobs(diffId).find((one) => one.layerDigest === layerDigest);
+      return (blob?.repositories ?? []).map((repository) => {
+        const key = `${repository.host}/${repository.name}`;
+        const reader = readers.get(key) ?? registry.blob(repository, layerDigest, compressedSize);
+        readers.set(key, reader);
+        return { repository, blob: reader };
+      });
+    };
   }
 
   #alternateSource(record: LayerRecord): AlternateSource {
@@ -204,8 +243,44 @@ export class ActiveLayers {
           .filter((digest) => digest !== record.layerDigest),
       open: async (layerDigest, signal) => {
         const index = await openAlternate(record, layerDigest, signal);
-        return index === undefined ? undefined : this.#registrySource(record, index);
+        if (index === undefined) return undefined;
+        const places = this.#placesOf(record, index.head);
+        const source = this.#registrySource(index, () => places().filter(mayServeRanges));
+        return { source, close: () => index.close() };
       },
     });
   }
+
+  #wholeSource(
+    { number }: LayerRecord,
+    head: LayerHead,
+    file: LayerFile,
+    { places, source }: { places: () => Place[]; source: RegistrySource },
+  ): WholeSource {
+    const { records, pulls, counters, log } = this.#options;
+    return new WholeSource({
+      isNeeded: (signal) => somePlaceIgnoresRanges(places(), signal),
+      onBegin: () => records.setRanges(number, false),
+      ...{ head, file, source, pulls, counters, log },
+    });
+  }
+}
+
+function mayServeRanges({ blob }: Place): boolean {
+  return !blob.ignoresRanges;
+}
+
+/** One that cannot be asked does not count. */
+async function somePlaceIgnoresRanges(
+  places: readonly Place[],
+  signal: AbortSignal,
+): Promise<boolean> {
+  for (const { blob } of places) {
+    try {
+      if (!(await blob.supportsRanges(signal))) return true;
+    } catch (error) {
+      if (signal.aborted || !isRegistryFailure(error)) throw error;
+    }
+  }
+  return false;
 }

@@ -190,11 +190,10 @@ export class BackgroundFill {
       { layer, expected: head.diffId, found, wrongSpans: wrong.length },
       "the layer on disk does not match its diffID",
     );
+    // Before anything is dropped: it would be fetched again, and be wrong again.
+    if (wrong.length === 0) onMismatch(blob);
     await file.drop(wrong.length > 0 ? wrong : file.spanPresent.keys());
-    if (wrong.length === 0) {
-      onMismatch(blob);
-      return;
-    }
+    if (wrong.length === 0) return;
     throw new ClipError("CORRUPT_LAYER", `${wrong.length} spans on disk had changed`);
   }
 }

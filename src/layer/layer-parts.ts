@@ -3,16 +3,14 @@
  * is made anew when it has been lost.
  */
 import type { Digest } from "../base/digest.ts";
-import { ClipError, describeError, isClipError } from "../base/errors.ts";
+import { ClipError, isClipError } from "../base/errors.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
 import type { LayerIndexReader } from "../index/reader.ts";
-import type { IndexStore } from "../index/store.ts";
-import type { Log } from "../telemetry/log.ts";
 import type { LayerPreparer } from "./layer-preparer.ts";
 import type { MetaImages } from "./meta-images.ts";
 import type { LayerRecord, LayerRecords } from "./records.ts";
-import type { SpanIndex } from "./registry-source.ts";
 import type { LayerTarget } from "./target.ts";
+import type { TrustedIndexes } from "./trusted-indexes.ts";
 
 /** Bound of making a layer ready again of which something was lost. */
 const recoveryMs = 10 * 60_000;
@@ -21,10 +19,9 @@ const recoveryMs = 10 * 60_000;
 export interface LayerPartsOptions {
   preparer: LayerPreparer;
   metaImages: MetaImages;
-  indexes: IndexStore;
+  indexes: TrustedIndexes;
   records: LayerRecords;
   cache: DiskCache;
-  log: Log;
 }
 
 /** The parts of all layers; see the module. Calls for one layer must not overlap. */
@@ -39,15 +36,43 @@ export class LayerParts {
     this.#options = options;
   }
 
-  /**
-   * As {@link LayerPreparer.prepare}.
-   * @returns the number of the layer
-   */
-  async prepare(target: LayerTarget, signal: AbortSignal): Promise<number> {
-    const { record, index } = await this.#options.preparer.prepare(target, signal);
+  /** As {@link LayerPreparer.prepare}; what there is of another blob of the layer goes. */
+  async prepare(target: LayerTarget, signal: AbortSignal): Promise<LayerRecord> {
+    const { preparer, records } = this.#options;
+    const before = records.byDiffId(target.diffId);
+    const { record, index } = await preparer.prepare(target, signal);
     await this.#freshIndexes.get(record.number)?.close();
     this.#freshIndexes.set(record.number, index);
-    return record.number;
+    if (before !== undefined && before.layerDigest !== record.layerDigest) {
+      await this.discard(before.layerDigest);
+    }
+    return record;
+  }
+
+  /**
+   * Makes a layer ready that has no record any more, from whatever blob of it is known.
+   * @throws what {@link prepare} throws for the last of them
+   */
+  async prepareKnown(diffId: Digest): Promise<LayerRecord> {
+    let failure: unknown = new ClipError("REGISTRY_NOT_FOUND", `no blob of ${diffId} is known`);
+    for (const blob of this.#options.records.blobs(diffId)) {
+      try {
+        return await this.prepare({ ...blob, diffId }, this.#recoverySignal());
+      } catch (error) {
+        if (!isClipError(error)) throw error;
+        failure = error;
+      }
+    }
+    throw failure;
+  }
+
+  /** Deletes what is on disk of a blob, besides its index, unless a layer is made of it. */
+  async discard(layerDigest: Digest): Promise<void> {
+    const { records, cache, metaImages } = this.#options;
+    if (records.all().some((record) => record.layerDigest === layerDigest)) return;
+    // A mount that still reads from the file keeps it.
+    await cache.removeLayer(layerDigest);
+    await metaImages.remove(layerDigest);
   }
 
   /** Whether a layer that nobody uses could be mounted as it is. */
@@ -56,7 +81,7 @@ export class LayerParts {
     if (this.#freshIndexes.has(number)) return true;
     if (!(await metaImages.has(layerDigest))) return false;
     if ((await cache.completePath(layerDigest, size)) !== undefined) return true;
-    const index = await this.#openIndex(layerDigest);
+    const index = await this.#options.indexes.open(layerDigest);
     await index?.close();
     return index !== undefined;
   }
@@ -66,7 +91,7 @@ export class LayerParts {
     const { metaImages } = this.#options;
     const { layerDigest } = record;
     if (await metaImages.has(layerDigest)) return;
-    const index = await this.#openIndex(layerDigest);
+    const index = await this.#options.indexes.open(layerDigest);
     if (index === undefined) {
       await this.#prepareAgain(record);
       return;
@@ -81,7 +106,7 @@ export class LayerParts {
   /** The index of a layer; made anew if it has gone, undefined if the layer is complete then. */
   async takeIndex(record: LayerRecord): Promise<LayerIndexReader | undefined> {
     const { number, layerDigest, size } = record;
-    const kept = this.#freshIndexes.get(number) ?? (await this.#openIndex(layerDigest));
+    const kept = this.#freshIndexes.get(number) ?? (await this.#options.indexes.open(layerDigest));
     if (kept === undefined) await this.#prepareAgain(record);
     const index = kept ?? this.#freshIndexes.get(number);
     this.#freshIndexes.delete(number);
@@ -94,22 +119,23 @@ export class LayerParts {
 
   /** The index of a layer if it is kept here. */
   async takeKeptIndex({ number, layerDigest }: LayerRecord): Promise<LayerIndexReader | undefined> {
-    const kept = this.#freshIndexes.get(number) ?? (await this.#openIndex(layerDigest));
+    const kept = this.#freshIndexes.get(number) ?? (await this.#options.indexes.open(layerDigest));
     this.#freshIndexes.delete(number);
     return kept;
   }
 
-  /** An index of another blob with the same contents, kept here or published. */
+  /** An index of another blob with the same contents, kept here or published; the caller closes it. */
   async openAlternate(
     record: LayerRecord,
     layerDigest: Digest,
     signal: AbortSignal,
-  ): Promise<SpanIndex | undefined> {
+  ): Promise<LayerIndexReader | undefined> {
+    const { indexes, preparer } = this.#options;
     const target = this.#targetOf(record, layerDigest);
-    const found =
-      (await this.#openIndex(layerDigest)) ??
-      (await this.#options.preparer.publishedIndex(target, target.repositories, signal));
-    return found?.head.diffId === record.diffId ? found : undefined;
+    return (
+      (await indexes.openFor(target)) ??
+      (await preparer.publishedIndex(target, target.repositories, signal))
+    );
   }
 
   /** Drops what is in memory of a layer. */
@@ -128,20 +154,11 @@ export class LayerParts {
   }
 
   async #prepareAgain(record: LayerRecord): Promise<void> {
-    const target = this.#targetOf(record, record.layerDigest);
-    const signal = AbortSignal.any([this.#stopping.signal, AbortSignal.timeout(recoveryMs)]);
-    await this.prepare(target, signal);
+    await this.prepare(this.#targetOf(record, record.layerDigest), this.#recoverySignal());
   }
 
-  async #openIndex(layerDigest: Digest): Promise<LayerIndexReader | undefined> {
-    const { indexes, log } = this.#options;
-    try {
-      return await indexes.open(layerDigest);
-    } catch (error) {
-      if (!isClipError(error)) throw error;
-      log.warn({ layer: layerDigest, error: describeError(error) }, "a kept index is damaged");
-      return undefined;
-    }
+  #recoverySignal(): AbortSignal {
+    return AbortSignal.any([this.#stopping.signal, AbortSignal.timeout(recoveryMs)]);
   }
 
   #targetOf(record: LayerRecord, layerDigest: Digest): LayerTarget {

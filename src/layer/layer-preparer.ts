@@ -1,14 +1,12 @@
 /** Makes a layer ready: finds its index, or pulls it whole and indexes it in passing. */
 import { setTimeout as sleep } from "node:timers/promises";
-import { Semaphore } from "../base/concurrency.ts";
+import type { Semaphore } from "../base/concurrency.ts";
 import { ClipError, describeError } from "../base/errors.ts";
-import { spanBytesMax } from "../base/limits.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
 import { buildLayerIndex } from "../index/build.ts";
 import { isGzipLayer } from "../index/create.ts";
 import type { PublishedIndex } from "../index/published.ts";
 import type { LayerIndexReader } from "../index/reader.ts";
-import type { IndexStore } from "../index/store.ts";
 import type { Repository } from "../registry/reference.ts";
 import { layerCached, layerMissed } from "../telemetry/events.ts";
 import type { Log } from "../telemetry/log.ts";
@@ -22,6 +20,7 @@ import type { LayerRecord, LayerRecords } from "./records.ts";
 import { isRegistryFailure } from "./registry-source.ts";
 import { spanTableOf } from "./span-source.ts";
 import type { LayerTarget } from "./target.ts";
+import type { TrustedIndexes } from "./trusted-indexes.ts";
 
 /** Bytes of one range of a whole pull. */
 const pullChunkBytes = 4 * 1024 * 1024;
@@ -29,7 +28,7 @@ const pullChunkBytes = 4 * 1024 * 1024;
 /** What {@link LayerPreparer} is made with. */
 export interface LayerPreparerOptions {
   registry: LayerRegistry;
-  indexes: IndexStore;
+  indexes: TrustedIndexes;
   /** Absent: published indexes are not looked for. */
   lookup?: IndexLookup;
   cache: DiskCache;
@@ -43,8 +42,8 @@ export interface LayerPreparerOptions {
   log: Log;
   /** Uncompressed bytes between two checkpoints of an index that is built here. */
   spanBytes: number;
-  /** Layers that are pulled whole at the same time. */
-  concurrentPulls: number;
+  /** Whole pulls wait here for their turn. */
+  pulls: Semaphore;
   /** Connections of one whole pull. */
   pullConnections: number;
 }
@@ -58,17 +57,9 @@ export interface PreparedLayer {
 /** Brings layers to where they can be mounted; see the module. */
 export class LayerPreparer {
   readonly #options: LayerPreparerOptions;
-  readonly #pulls: Semaphore;
 
   constructor(options: LayerPreparerOptions) {
     this.#options = options;
-    this.#pulls = new Semaphore(options.concurrentPulls);
-  }
-
-  /** Whole pulls that are under way, and that wait for their turn. */
-  get pulls(): { running: number; waiting: number } {
-    const { running, waiting } = this.#pulls;
-    return { running, waiting };
   }
 
   /**
@@ -83,11 +74,11 @@ export class LayerPreparer {
     const { records, metaImages, log } = this.#options;
     const { layerDigest, diffId } = target;
     const startedAt = performance.now();
-    const { reader, origin } = await this.#index(target, signal);
+    const { reader, origin, ranges } = await this.#index(target, signal);
     try {
       const size = reader.head.uncompressedSize;
       const { impliedDirectories, ...made } = await metaImages.make(reader, signal);
-      const layer = { diffId, layerDigest, size, ...made };
+      const layer = { diffId, layerDigest, size, ranges, ...made };
       const number = records.put(target, layer, splitPaths(impliedDirectories));
       const durationMs = Math.round(performance.now() - startedAt);
       log.info(
@@ -102,7 +93,8 @@ export class LayerPreparer {
   }
 
   /**
-   * A published index of a layer that can be served lazily; undefined when there is none.
+   * A published index of a layer that can be served lazily, which the caller closes; undefined when
+   * there is none.
    * @throws ClipError ABORTED
    */
   async publishedIndex(
@@ -110,18 +102,34 @@ export class LayerPreparer {
     repositories: readonly Repository[],
     signal: AbortSignal,
   ): Promise<LayerIndexReader | undefined> {
-    const [reader, lazy] = await Promise.all([
+    const { reader } = await this.#publishedIndex(target, repositories, signal);
+    return reader;
+  }
+
+  async #publishedIndex(
+    target: LayerTarget,
+    repositories: readonly Repository[],
+    signal: AbortSignal,
+  ): Promise<{ reader: LayerIndexReader | undefined; ranges: boolean }> {
+    const [published, lazy] = await Promise.allSettled([
       this.#adoptPublished(target, repositories, signal),
       this.#servesRanges(target, repositories, signal),
     ]);
-    if (lazy || reader === undefined) return reader;
-    await reader.close();
-    return undefined;
+    const reader = published.status === "fulfilled" ? published.value : undefined;
+    const answered = lazy.status === "fulfilled" ? lazy.value : undefined;
+    if (answered === true && published.status === "fulfilled") return { reader, ranges: true };
+    await reader?.close();
+    if (published.status === "rejected") throw published.reason;
+    if (lazy.status === "rejected") throw lazy.reason;
+    return { reader: undefined, ranges: answered ?? true };
   }
 
   async #index(target: LayerTarget, signal: AbortSignal) {
-    const local = await this.#localIndex(target);
-    if (local !== undefined) return { reader: local, origin: "local index" };
+    const local = await this.#options.indexes.openFor(target);
+    if (local !== undefined) {
+      const ranges = this.#options.records.byDiffId(target.diffId)?.ranges ?? true;
+      return { reader: local, origin: "local index", ranges };
+    }
     const { cluster, checksLater } = this.#options;
     // The cluster is asked first and alone only where its word is enough.
     const shared = cluster?.findIndex(target, signal);
@@ -130,19 +138,21 @@ export class LayerPreparer {
       // A cache that lets wait must not keep the registry from being asked.
       const soon = await within(cluster.patienceMs, shared);
       const signed = await this.#adoptShared(target, soon, signal);
-      if (signed !== undefined) return { reader: signed, origin: "signed index" };
+      if (signed !== undefined) return { reader: signed, origin: "signed index", ranges: true };
     }
     const inRegistry = this.#fromRegistry(target, signal);
     inRegistry.catch(() => {});
     const published = await inRegistry.then(({ reader }) => reader).catch(() => undefined);
-    if (published !== undefined) return { reader: published, origin: "published index" };
+    if (published !== undefined) {
+      return { reader: published, origin: "published index", ranges: true };
+    }
     if (checksLater || cluster?.signs === true) {
       const found = await this.#adoptShared(target, await shared, signal);
-      if (found !== undefined) return { reader: found, origin: "shared index" };
+      if (found !== undefined) return { reader: found, origin: "shared index", ranges: true };
     }
-    const { repositories } = await inRegistry;
-    const reader = await this.#pulls.run(() => this.#pull(target, repositories, signal));
-    return { reader, origin: "whole pull" };
+    const { repositories, ranges } = await inRegistry;
+    const reader = await this.#options.pulls.run(() => this.#pull(target, repositories, signal));
+    return { reader, origin: "whole pull", ranges };
   }
 
   /** The published index, if there is one, and where the layer can be pulled from. */
@@ -151,7 +161,7 @@ export class LayerPreparer {
     const repositories = await repositoriesWithBlob(registry, target, signal, log);
     // The first has the layer. Other hosts are guesses, which may take long to be proved wrong.
     const onSameHost = repositories.filter(({ host }) => host === repositories[0]?.host);
-    return { repositories, reader: await this.publishedIndex(target, onSameHost, signal) };
+    return { repositories, ...(await this.#publishedIndex(target, onSameHost, signal)) };
   }
 
   async #adoptShared(
@@ -159,23 +169,8 @@ export class LayerPreparer {
     shared: PublishedIndex | undefined,
     signal: AbortSignal,
   ): Promise<LayerIndexReader | undefined> {
-    return shared === undefined ? undefined : this.#adopt(target, [shared], signal);
-  }
-
-  async #localIndex(target: LayerTarget): Promise<LayerIndexReader | undefined> {
-    const { indexes, log } = this.#options;
-    try {
-      const reader = await indexes.open(target.layerDigest);
-      if (reader === undefined) return undefined;
-      if (isUsable(reader, target)) return reader;
-      await reader.close();
-    } catch (error) {
-      log.warn(
-        { layer: target.layerDigest, error: describeError(error) },
-        "the kept index of a layer cannot be used",
-      );
-    }
-    return undefined;
+    const { indexes } = this.#options;
+    return shared === undefined ? undefined : indexes.adopt(target, [shared], signal);
   }
 
   async #adoptPublished(
@@ -183,38 +178,20 @@ export class LayerPreparer {
     repositories: readonly Repository[],
     signal: AbortSignal,
   ): Promise<LayerIndexReader | undefined> {
-    const { lookup } = this.#options;
+    const { lookup, indexes } = this.#options;
     const published = (await lookup?.find(target, repositories, signal)) ?? [];
-    return published.length === 0 ? undefined : this.#adopt(target, published, signal);
+    return indexes.adopt(target, published, signal);
   }
 
-  async #adopt(
-    target: LayerTarget,
-    published: readonly PublishedIndex[],
-    signal: AbortSignal,
-  ): Promise<LayerIndexReader | undefined> {
-    const { indexes, log } = this.#options;
-    try {
-      const reader = await indexes.adopt(target.layerDigest, published, signal);
-      if (isUsable(reader, target)) return reader;
-      await reader.close();
-      log.warn({ layer: target.layerDigest }, "an index does not fit the layer");
-    } catch (error) {
-      if (signal.aborted) throw error;
-      log.warn(
-        { layer: target.layerDigest, error: describeError(error) },
-        "an index of a layer cannot be used",
-      );
-    }
-    return undefined;
-  }
-
-  /** Without ranges nothing can be lazy; the answer also shows that the blob may be read. */
+  /**
+   * Without ranges nothing can be lazy; the answer also shows that the blob may be read. Undefined
+   * when nobody answers.
+   */
   async #servesRanges(
     target: LayerTarget,
     repositories: readonly Repository[],
     signal: AbortSignal,
-  ): Promise<boolean> {
+  ): Promise<boolean | undefined> {
     const { registry, log } = this.#options;
     const { layerDigest, compressedSize } = target;
     for (const repository of repositories) {
@@ -228,7 +205,7 @@ export class LayerPreparer {
         );
       }
     }
-    return false;
+    return undefined;
   }
 
   async #pull(
@@ -275,7 +252,7 @@ export class LayerPreparer {
       const outputPath = pull.path;
       const options = { spanBytes, layerDigest, diffId, outputPath, signal: bounded };
       const { head, encoded, reader } = await buildLayerIndex(compressed, options);
-      await indexes.put(layerDigest, encoded);
+      await indexes.put(reader, encoded);
       await cache.adoptComplete(layerDigest, spanTableOf(head));
       counters.wholePulls++;
       counters.wholePullBytes += compressedSize;
@@ -308,14 +285,4 @@ async function within<Value>(
   } finally {
     timer.abort();
   }
-}
-
-/** Whether an index is of this layer and fit for serving it lazily. */
-function isUsable({ head }: LayerIndexReader, target: LayerTarget): boolean {
-  return (
-    head.layerDigest === target.layerDigest &&
-    head.diffId === target.diffId &&
-    head.compressedSize === target.compressedSize &&
-    head.spans.every((span) => span.length <= spanBytesMax)
-  );
 }

@@ -1,7 +1,7 @@
 /** The layers of this node: made ready, mounted, read, filled, and let go. */
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import type { Digest } from "../base/digest.ts";
+import { Semaphore } from "../base/concurrency.ts";
 import { ClipError, describeError } from "../base/errors.ts";
 import { DiskCache } from "../cache/disk-cache.ts";
 import type { DiskCacheState } from "../cache/evictor.ts";
@@ -11,6 +11,7 @@ import type { Log } from "../telemetry/log.ts";
 import { ActiveLayers } from "./active-layers.ts";
 import { BackgroundFill } from "./background-fill.ts";
 import { ByteBudget } from "./byte-budget.ts";
+import { cacheUsers } from "./cache-users.ts";
 import type { ClusterCounters } from "./cluster/cluster-options.ts";
 import { ClusterTier } from "./cluster/cluster-tier.ts";
 import { newLayerCounters, type LayerCounters } from "./counters.ts";
@@ -29,6 +30,7 @@ import type { MountMode } from "./mount-mode.ts";
 import { LayerRecords, type LayerRecord } from "./records.ts";
 import { SharedWork } from "../base/shared-work.ts";
 import type { LayerTarget } from "./target.ts";
+import { TrustedIndexes } from "./trusted-indexes.ts";
 import type { Verification } from "./verification.ts";
 import { verifyLayer } from "./verify.ts";
 
@@ -48,7 +50,7 @@ export class Layers {
   readonly #metaImages: MetaImages;
   readonly #mounts: LayerMounts;
   readonly #lookup: IndexLookup | undefined;
-  readonly #preparer: LayerPreparer;
+  readonly #pulls: Semaphore;
   readonly #parts: LayerParts;
   readonly #active: ActiveLayers;
   readonly #fill: BackgroundFill | undefined;
@@ -66,10 +68,6 @@ export class Layers {
     this.mode = options.mode;
     this.#log = log;
     this.#cache = cache;
-    cache.setUsers({
-      devices: () => this.#localDevices(),
-      ifUnused: (layerDigest, remove) => this.#ifUnused(layerDigest, remove),
-    });
     const { counters } = this;
     this.#budget = new ByteBudget(options.memoryBytesMax ?? 128 * MiB);
     const records = LayerRecords.open(join(root, "layers.db"));
@@ -102,11 +100,13 @@ export class Layers {
             ...{ indexes, activity, log },
           });
     const cluster = this.#cluster === undefined ? {} : { cluster: this.#cluster };
-    this.#preparer = new LayerPreparer({
+    const trusted = new TrustedIndexes({ indexes, records, log });
+    this.#pulls = new Semaphore(options.concurrentPulls ?? 3);
+    const preparer = new LayerPreparer({
       ...cluster,
       checksLater: options.backgroundFillDelayMs !== undefined,
       registry,
-      indexes,
+      indexes: trusted,
       ...(this.#lookup === undefined ? {} : { lookup: this.#lookup }),
       cache,
       metaImages: this.#metaImages,
@@ -114,16 +114,11 @@ export class Layers {
       counters,
       log,
       spanBytes: options.spanBytes ?? MiB,
-      concurrentPulls: options.concurrentPulls ?? 3,
+      pulls: this.#pulls,
       pullConnections: options.pullConnections ?? 4,
     });
     this.#parts = new LayerParts({
-      preparer: this.#preparer,
-      metaImages: this.#metaImages,
-      indexes,
-      records,
-      cache,
-      log,
+      ...{ preparer, records, cache, indexes: trusted, metaImages: this.#metaImages },
     });
     this.#active = new ActiveLayers({
       ...cluster,
@@ -134,9 +129,13 @@ export class Layers {
       budget: this.#budget,
       activity,
       counters,
+      pulls: this.#pulls,
       log,
       openAlternate: (record, digest, signal) => this.#parts.openAlternate(record, digest, signal),
     });
+    cache.setUsers(
+      cacheUsers({ records, mounts: this.#mounts, active: this.#active, queue: this.#queue }),
+    );
     this.#fill =
       options.backgroundFillDelayMs === undefined
         ? undefined
@@ -217,14 +216,12 @@ export class Layers {
   }
 
   /**
-   * Mounts a layer if it is not mounted.
+   * Mounts a layer if it is not mounted; one that was condemned is made ready anew.
    * @throws ClipError ARGUMENT_INVALID for a layer that is not known, SYSTEM_CALL, and what
    *   {@link Layers.ensure} throws when something of the layer has been lost
    */
   async mount(number: number): Promise<MountedLayer> {
-    const { diffId } = this.#record(number);
-    return this.#queue.run(diffId, async () => {
-      const record = this.#record(number);
+    return this.#withLayer(number, async (record) => {
       this.#cache.noteUse(record.layerDigest);
       const release = this.#cache.hold(record.layerDigest);
       const mounting = this.mode === "fuse" ? this.#mountTree(record) : this.#mount(record);
@@ -240,7 +237,9 @@ export class Layers {
    *   {@link Layers.ensure} throws when something of a layer has been lost
    */
   async checkOver(number: number, below: readonly number[]): Promise<void> {
-    const implied = this.#records.impliedDirectories(number);
+    const implied = await this.#withLayer(number, async (record) =>
+      this.#records.impliedDirectories(record.number),
+    );
     const path = await differingDirectory(implied, this.#imagesOf(below));
     if (path === undefined) return;
     throw new ClipError(
@@ -252,7 +251,11 @@ export class Layers {
 
   /** What of a layer is really on this node's disk, and how many inodes it has. */
   async usage(number: number): Promise<{ bytes: number; inodes: number }> {
-    const { layerDigest, inodes } = this.#record(number);
+    const record = this.#records.byNumber(number);
+    if (record === undefined && this.#records.diffIdOf(number) === undefined) throw unknown(number);
+    // One that was condemned has nothing on disk.
+    if (record === undefined) return { bytes: 0, inodes: 0 };
+    const { layerDigest, inodes } = record;
     const [data, meta] = await Promise.all([
       this.#cache.bytesOnDisk(layerDigest),
       this.#metaImages.bytesOnDisk(layerDigest),
@@ -275,7 +278,7 @@ export class Layers {
 
   /** What waits to be done now, or is being done. */
   queues(): LayerQueues {
-    const { running, waiting } = this.#preparer.pulls;
+    const { running, waiting } = this.#pulls;
     const { used, limit } = this.#budget;
     return {
       fill: this.#fill?.queued ?? 0,
@@ -289,25 +292,33 @@ export class Layers {
 
   /**
    * Lets a layer go: its mounts, its bytes and its record; its index is kept. Nothing happens if the
-   * layer is not known, or has been asked for since. Never fails.
+   * layer is not known, has been asked for since, or has a former number that was not let go. Never
+   * fails.
    */
   async release(number: number): Promise<void> {
-    const record = this.#records.byNumber(number);
-    if (record === undefined) return;
+    const diffId = this.#records.diffIdOf(number);
+    if (diffId === undefined) return;
     const askedAt = ++this.#clock;
     try {
-      await this.#queue.run(record.diffId, async () => {
+      await this.#queue.run(diffId, async () => {
         if ((this.#wantedAt.get(number) ?? 0) > askedAt) return;
-        await this.#remove(record);
+        const former = this.#records.formerNumbers(diffId);
+        if (former.includes(number)) this.#records.forgetFormerNumber(number);
+        const record = this.#records.byNumber(number);
+        // Whoever knows the layer by a former number needs it, too.
+        if (record === undefined || former.length > 0) return;
+        this.#records.remove(number);
+        await this.#clear(record);
       });
     } catch (error) {
       this.#log.error({ number, error: describeError(error) }, "a layer could not be let go");
     }
   }
 
-  /** The numbers of all layers that are known. */
+  /** The numbers of all layers that are known, former ones first. */
   numbers(): number[] {
-    return this.#records.all().map(({ number }) => number);
+    const numbers = this.#records.all().map(({ number }) => number);
+    return [...this.#records.formerNumbers(), ...numbers];
   }
 
   /** Lets every layer go whose number is not among `inUse`: a crash may have left such. */
@@ -352,7 +363,9 @@ export class Layers {
   /** Serves a layer again that someone may have mounted; one that cannot be does not keep others. */
   async #resume(number: number): Promise<void> {
     try {
-      const blob = await this.#activate(this.#record(number));
+      const record = this.#records.byNumber(number);
+      if (record === undefined) throw unknown(number);
+      const blob = await this.#activate(record);
       if (blob !== undefined) this.#fill?.schedule(blob);
     } catch (error) {
       this.#log.error({ number, error: describeError(error) }, "a mounted layer cannot be served");
@@ -361,9 +374,11 @@ export class Layers {
 
   async *#imagesOf(numbers: readonly number[]): AsyncGenerator<ErofsReader> {
     for (const number of numbers) {
-      const record = this.#record(number);
-      await this.#queue.run(record.diffId, () => this.#parts.ensureImage(record));
-      yield new ErofsReader(Buffer.from(await this.#metaImages.load(record.layerDigest)));
+      const image = await this.#withLayer(number, async (record) => {
+        await this.#parts.ensureImage(record);
+        return this.#metaImages.load(record.layerDigest);
+      });
+      yield new ErofsReader(Buffer.from(image));
     }
   }
 
@@ -373,7 +388,7 @@ export class Layers {
       const { number } = known;
       if (this.#active.has(number) || (await this.#parts.isUsable(known))) return number;
     }
-    return this.#parts.prepare(target, signal);
+    return (await this.#parts.prepare(target, signal)).number;
   }
 
   async #mount(record: LayerRecord): Promise<string> {
@@ -421,25 +436,6 @@ export class Layers {
     return undefined;
   }
 
-  #localDevices(): Set<Digest> {
-    const numbers = new Set(this.#mounts.localDevices());
-    const devices = this.#records.all().filter(({ number }) => numbers.has(number));
-    return new Set(devices.map(({ layerDigest }) => layerDigest));
-  }
-
-  async #ifUnused(layerDigest: Digest, remove: () => Promise<void>): Promise<boolean> {
-    const known = this.#records.all().find((record) => record.layerDigest === layerDigest);
-    // One that is not known is being made ready; one that is busy is wanted.
-    if (known === undefined || this.#queue.isBusy(known.diffId)) return false;
-    return this.#queue.run(known.diffId, async () => {
-      const { number } = known;
-      const isMounted = (await this.#mounts.current(number)) !== undefined;
-      if (isMounted || this.#active.has(number)) return false;
-      await remove();
-      return true;
-    });
-  }
-
   #verify({ file, head }: LayerBlob, signal: AbortSignal): Promise<Verification> {
     const { path, size } = file;
     const order = {
@@ -450,33 +446,49 @@ export class Layers {
     return verifyLayer(order, signal);
   }
 
-  /** The index lied about the layer: its mounts fail from now on, and it is forgotten. */
+  /** The index lied about the layer: its mounts fail from now on, and it is made ready anew. */
   async #condemn(blob: LayerBlob): Promise<void> {
     const { layerDigest, diffId } = blob.head;
-    blob.condemn(new ClipError("CORRUPT_LAYER", `${layerDigest} does not match its diffID`));
-    await this.#options.indexes.remove(layerDigest);
-    await this.#cluster?.distrust(blob.head);
-    const record = this.#records.byDiffId(diffId);
-    if (record !== undefined) await this.#queue.run(diffId, () => this.#remove(record));
+    const reason = new ClipError("CORRUPT_LAYER", `${layerDigest} does not match its diffID`);
+    const found = this.#active.condemn(blob, reason);
+    const distrusted = this.#cluster?.distrust(blob.head);
+    if (found !== undefined) {
+      await this.#queue.run(diffId, async () => {
+        const record = this.#records.byNumber(found.number);
+        if (record === undefined || this.#active.blob(record.number) !== blob) return;
+        this.#records.condemn(record.number, found.headDigest);
+        await this.#options.indexes.remove(layerDigest);
+        await this.#clear(record);
+      });
+    }
+    await distrusted;
   }
 
-  async #remove(record: LayerRecord): Promise<void> {
-    const { number, layerDigest } = record;
-    // The record goes first: what a crash leaves after that is swept at the next start.
-    this.#records.remove(number);
+  /** Lets everything go of a layer that is no longer on record. */
+  async #clear({ number, layerDigest }: LayerRecord): Promise<void> {
+    // What a crash leaves of it is swept at the next start.
     this.#wantedAt.delete(number);
     await this.#parts.forget(number);
     await this.#mounts.release(number);
     const blob = this.#active.blob(number);
     if (blob !== undefined) await this.#fill?.cancel(blob);
     await this.#active.remove(number);
-    await this.#cache.removeLayer(layerDigest);
-    await this.#metaImages.remove(layerDigest);
+    await this.#parts.discard(layerDigest);
   }
 
-  #record(number: number): LayerRecord {
-    const record = this.#records.byNumber(number);
-    if (record !== undefined) return record;
-    throw new ClipError("ARGUMENT_INVALID", `there is no layer ${number}`);
+  /** Does something with a layer, alone; one that was condemned is made ready anew before that. */
+  #withLayer<Value>(number: number, work: (record: LayerRecord) => Promise<Value>): Promise<Value> {
+    const diffId = this.#records.diffIdOf(number);
+    if (diffId === undefined) return Promise.reject(unknown(number));
+    return this.#queue.run(diffId, async () => {
+      const known = this.#records.byNumber(number);
+      if (known !== undefined) return work(known);
+      if (this.#records.diffIdOf(number) === undefined) throw unknown(number);
+      return work(await this.#parts.prepareKnown(diffId));
+    });
   }
+}
+
+function unknown(number: number): ClipError {
+  return new ClipError("ARGUMENT_INVALID", `there is no layer ${number}`);
 }

@@ -9,7 +9,9 @@ import type { LayerTarget } from "./target.ts";
 
 /** A blob in a repository, as the registry client reads it. */
 export interface RegistryBlob extends CompressedBlob {
-  /** Whether ranges of it can be had; asks for a byte of it. */
+  /** It is known that ranges of it cannot be had. */
+  readonly ignoresRanges: boolean;
+  /** Whether ranges of it can be had; asks for a byte of it if that is not known. */
   supportsRanges(signal?: AbortSignal): Promise<boolean>;
   /** The whole blob in order, several ranges of it under way at once. */
   parallelStream(options: {

@@ -28,7 +28,7 @@ function target(name: string, blob = name, repositories = ["a/x"]): LayerTarget 
 
 function put(records: LayerRecords, of: LayerTarget, implied: readonly Buffer[] = []): number {
   const { diffId, layerDigest } = of;
-  const layer = { diffId, layerDigest, size: 1000, opaqueRoot: true, inodes: 7 };
+  const layer = { diffId, layerDigest, size: 1000, opaqueRoot: true, inodes: 7, ranges: true };
   return records.put(of, layer, implied);
 }
 
@@ -63,6 +63,7 @@ void test("layers keep their numbers over reopening and are never renumbered", a
     size: 1000,
     opaqueRoot: true,
     inodes: 7,
+    ranges: true,
   });
   assert.equal(again.byDiffId(digest("diff 1"))?.number, one);
   assert.equal(again.all().length, 2);
@@ -96,5 +97,45 @@ void test("how a layer was mounted is remembered", () => {
   assert.equal(records.mountOf(number), undefined);
   records.setMount(number, { device: "0:42", backing: "local" });
   assert.deepEqual(records.mountOf(number), { device: "0:42", backing: "local" });
+  records.close();
+});
+
+void test("a condemned layer leads from its former number to its next one until that is let go", () => {
+  const path = join(base, "condemned.db");
+  let records = LayerRecords.open(path);
+  const head = digest("head of the index");
+  const [other, old] = [put(records, target("other")), put(records, target("1"))];
+  const { diffId } = target("1");
+  records.condemn(old, head);
+  assert.equal(records.byNumber(old), undefined);
+  assert.equal(records.diffIdOf(old), diffId);
+  assert.equal(records.blobs(diffId).length, 1, "it can be made ready anew");
+  records.close();
+  records = LayerRecords.open(path);
+  assert.ok(records.isDistrusted(head));
+  const next = put(records, target("1"));
+  assert.notEqual(next, old);
+  assert.equal(records.byNumber(old)?.number, next);
+  records.condemn(next, head);
+  assert.deepEqual(records.formerNumbers(), [old, next]);
+  records.forgetFormerNumber(old);
+  assert.equal(records.blobs(diffId).length, 1);
+  records.forgetFormerNumber(next);
+  assert.equal(records.blobs(diffId).length, 0);
+  assert.equal(records.diffIdOf(old), undefined);
+  records.trust(head);
+  assert.ok(!records.isDistrusted(head));
+  assert.deepEqual(records.formerNumbers(target("other").diffId), []);
+  assert.equal(records.byNumber(other)?.number, other);
+  records.close();
+});
+
+void test("nothing is learned of a layer that was let go, and whether it comes in parts is kept", () => {
+  const records = LayerRecords.open(join(base, "learn.db"));
+  records.learn(target("1"));
+  assert.deepEqual(records.blobs(target("1").diffId), []);
+  const number = put(records, target("1"));
+  records.setRanges(number, false);
+  assert.equal(records.byNumber(number)?.ranges, false);
   records.close();
 });

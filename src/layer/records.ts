@@ -18,6 +18,8 @@ export interface LayerRecord {
   /** The layer hides everything below it, so its root is an opaque directory. */
   opaqueRoot: boolean;
   inodes: number;
+  /** Parts of it can be had from a registry, as far as is known: what is lost of it is cheap. */
+  ranges: boolean;
 }
 
 /** How a layer was last mounted: tells a mount that can be kept from one that cannot. */
@@ -72,6 +74,17 @@ const migrations = [
     paths BLOB NOT NULL
   ) STRICT;
   `,
+  `
+  ALTER TABLE layer ADD COLUMN ranges INTEGER NOT NULL DEFAULT 1;
+  CREATE TABLE former_number (
+    number INTEGER PRIMARY KEY,
+    diff_id TEXT NOT NULL
+  ) STRICT;
+  CREATE INDEX former_number_by_diff_id ON former_number (diff_id);
+  CREATE TABLE distrusted_index (
+    head_digest TEXT PRIMARY KEY
+  ) STRICT;
+  `,
 ];
 
 /** The layers of this node, in one SQLite database. */
@@ -91,9 +104,21 @@ export class LayerRecords {
     return this.#database.prepare("SELECT * FROM layer ORDER BY number").all().map(asLayer);
   }
 
+  /** The layer that has this number, or had it before it was condemned. */
   byNumber(number: number): LayerRecord | undefined {
-    const row = this.#database.prepare("SELECT * FROM layer WHERE number = ?").get(number);
-    return row === undefined ? undefined : asLayer(row);
+    const diffId = this.diffIdOf(number);
+    return diffId === undefined ? undefined : this.byDiffId(diffId);
+  }
+
+  /** What layer a number stands, or stood, for; also when there is no record of it now. */
+  diffIdOf(number: number): Digest | undefined {
+    const row = this.#database
+      .prepare(
+        `SELECT diff_id FROM layer WHERE number = ?1
+         UNION SELECT diff_id FROM former_number WHERE number = ?1`,
+      )
+      .get(number);
+    return row?.["diff_id"] as Digest | undefined;
   }
 
   byDiffId(diffId: Digest): LayerRecord | undefined {
@@ -114,13 +139,21 @@ export class LayerRecords {
     return transaction(this.#database, () => {
       const row = this.#database
         .prepare(
-          `INSERT INTO layer (diff_id, layer_digest, size, opaque_root, inodes)
-           VALUES (?, ?, ?, ?, ?)
+          `INSERT INTO layer (diff_id, layer_digest, size, opaque_root, inodes, ranges)
+           VALUES (?, ?, ?, ?, ?, ?)
            ON CONFLICT (diff_id) DO UPDATE SET layer_digest = excluded.layer_digest,
-             size = excluded.size, opaque_root = excluded.opaque_root, inodes = excluded.inodes
+             size = excluded.size, opaque_root = excluded.opaque_root, inodes = excluded.inodes,
+             ranges = excluded.ranges
            RETURNING number`,
         )
-        .get(layer.diffId, layer.layerDigest, layer.size, layer.opaqueRoot ? 1 : 0, layer.inodes);
+        .get(
+          layer.diffId,
+          layer.layerDigest,
+          layer.size,
+          layer.opaqueRoot ? 1 : 0,
+          layer.inodes,
+          layer.ranges ? 1 : 0,
+        );
       const number = Number(row?.["number"]);
       this.#putImplied(number, impliedDirectories);
       this.#putBlob(target);
@@ -145,7 +178,10 @@ export class LayerRecords {
         ({ host, name }) => host === repository.host && name === repository.name,
       ) === true;
     if (known !== undefined && target.repositories.every(isKnown)) return;
-    transaction(this.#database, () => this.#putBlob(target));
+    transaction(this.#database, () => {
+      // The layer may have been let go: nothing is to be left of it.
+      if (this.byDiffId(target.diffId) !== undefined) this.#putBlob(target);
+    });
   }
 
   /** The blobs that hold a layer. */
@@ -207,18 +243,80 @@ export class LayerRecords {
     }
   }
 
-  /** Forgets a layer and its blobs. */
+  /** Remembers whether parts of the layer can be had from a registry. */
+  setRanges(number: number, ranges: boolean): void {
+    this.#database
+      .prepare("UPDATE layer SET ranges = ? WHERE number = ?")
+      .run(ranges ? 1 : 0, number);
+  }
+
+  /** Forgets a layer and, unless it has former numbers, its blobs. */
   remove(number: number): void {
     transaction(this.#database, () => {
+      const diffId = this.diffIdOf(number);
+      this.#database.prepare("DELETE FROM layer WHERE number = ?").run(number);
+      if (diffId !== undefined) this.#removeUnusedBlobs(diffId);
+    });
+  }
+
+  /**
+   * Forgets a layer that was made from an index that lied. Its blobs stay known, so that it can be
+   * made ready anew under another number; the old one leads there.
+   * @param headDigest digest of the head of the index, which is not used again
+   */
+  condemn(number: number, headDigest: Digest): void {
+    transaction(this.#database, () => {
       this.#database
-        .prepare("DELETE FROM blob WHERE diff_id = (SELECT diff_id FROM layer WHERE number = ?)")
+        .prepare(
+          `INSERT INTO former_number (number, diff_id)
+           SELECT number, diff_id FROM layer WHERE number = ?`,
+        )
         .run(number);
       this.#database.prepare("DELETE FROM layer WHERE number = ?").run(number);
+      this.#database
+        .prepare("INSERT OR IGNORE INTO distrusted_index (head_digest) VALUES (?)")
+        .run(headDigest);
     });
+  }
+
+  /** The former numbers of all layers, or of one. */
+  formerNumbers(diffId?: Digest): number[] {
+    const rows = this.#database
+      .prepare("SELECT number FROM former_number WHERE ?1 IS NULL OR diff_id = ?1 ORDER BY number")
+      .all(diffId ?? null);
+    return rows.map((row) => Number(row["number"]));
+  }
+
+  /** Nobody refers to a layer by this former number any more. */
+  forgetFormerNumber(number: number): void {
+    transaction(this.#database, () => {
+      const diffId = this.diffIdOf(number);
+      this.#database.prepare("DELETE FROM former_number WHERE number = ?").run(number);
+      if (diffId !== undefined) this.#removeUnusedBlobs(diffId);
+    });
+  }
+
+  /** Whether the index with this head has misled this node. */
+  isDistrusted(headDigest: Digest): boolean {
+    const row = this.#database
+      .prepare("SELECT 1 FROM distrusted_index WHERE head_digest = ?")
+      .get(headDigest);
+    return row !== undefined;
+  }
+
+  /** An index that was made from the whole layer turned out to be this one. */
+  trust(headDigest: Digest): void {
+    if (!this.isDistrusted(headDigest)) return;
+    this.#database.prepare("DELETE FROM distrusted_index WHERE head_digest = ?").run(headDigest);
   }
 
   close(): void {
     this.#database.close();
+  }
+
+  #removeUnusedBlobs(diffId: Digest): void {
+    if (this.byDiffId(diffId) !== undefined || this.formerNumbers(diffId).length > 0) return;
+    this.#database.prepare("DELETE FROM blob WHERE diff_id = ?").run(diffId);
   }
 
   #putImplied(number: number, paths: readonly Buffer[]): void {
@@ -261,5 +359,6 @@ function asLayer(row: Record<string, unknown>): LayerRecord {
     size: Number(row["size"]),
     opaqueRoot: row["opaque_root"] === 1,
     inodes: Number(row["inodes"]),
+    ranges: row["ranges"] === 1,
   };
 }

@@ -124,21 +124,48 @@ void test("damaged compressed bytes end in an error or in wrong bytes, never in 
   );
 });
 
-void test("the same layer compressed otherwise stands in, and is opened only when needed", async () => {
+void test("the same layer compressed otherwise stands in, opened once when needed, and closed", async () => {
   let opened = 0;
+  let closed = 0;
   const alternate = new AlternateSource({
     digests: () => [layer.index.head.layerDigest, other.index.head.layerDigest],
     open: async (digest) => {
+      if (digest !== other.index.head.layerDigest) return undefined;
       opened++;
-      return digest === other.index.head.layerDigest
-        ? sourceOf([blobOf(other.gzip)], [], other)
-        : undefined;
+      const source = sourceOf([blobOf(other.gzip)], [], other);
+      return { source, close: async () => void closed++ };
     },
   });
   assert.equal(opened, 0);
   const starts = layer.index.head.spans.map((span) => span.checkpoint.uncompressedOffset);
   const [start = 0, end = 0] = [starts[2], starts[5]];
-  assert.ok((await read(alternate, start, end)).equals(layer.tar.subarray(start, end)));
+  const both = await Promise.all([read(alternate, start, end), read(alternate, start, end)]);
+  for (const bytes of both) assert.ok(bytes.equals(layer.tar.subarray(start, end)));
+  assert.deepEqual([opened, closed], [1, 0]);
+  await alternate.close();
+  assert.equal(closed, 1);
+  await assert.rejects(read(alternate, start, end), { code: "CLOSED" });
   const none = new AlternateSource({ digests: () => [], open: async () => undefined });
   await assert.rejects(read(none, 0, 10), { code: "REGISTRY_NOT_FOUND" });
+});
+
+void test("another blob that is being opened when the layer is closed is closed, too", async () => {
+  const opening = Promise.withResolvers<void>();
+  let closed = 0;
+  const alternate = new AlternateSource({
+    digests: () => [other.index.head.layerDigest],
+    open: async (_, signal) => {
+      await opening.promise;
+      assert.ok(signal.aborted);
+      return { source: sourceOf([]), close: async () => void closed++ };
+    },
+  });
+  const reader = new AbortController();
+  const reading = alternate.stream(0, 10, reader.signal).next();
+  reader.abort();
+  await assert.rejects(reading, { code: "ABORTED" });
+  const closing = alternate.close();
+  opening.resolve();
+  await closing;
+  assert.equal(closed, 1);
 });
