@@ -8,6 +8,7 @@ import {
   abortConnection,
   findConnection,
   openConnection,
+  restoreMount,
   type FuseConnection,
 } from "./connection.ts";
 import { isConnectionOver, isForgotten } from "./device.ts";
@@ -56,6 +57,8 @@ const defaultThreads = 2;
 const defaultReadAheadKilobytes = 4096;
 /** Bound of the kernel's and the threads' first answers. */
 const startMilliseconds = 30_000;
+/** How often it is looked whether the mount is still there. */
+const mountCheckMilliseconds = 5_000;
 /** Bound of every step of closing. */
 const stopMilliseconds = 1000;
 /** More buffers than this are joined: writev(2) takes 1024 at most, and has to take all at once. */
@@ -92,6 +95,8 @@ export class FuseSession {
   readonly #initialized = Promise.withResolvers<void>();
   readonly #onExit = (): void => this.#threads.stopNow(stopMilliseconds);
   #closing: Promise<void> | undefined;
+  #mountCheck: NodeJS.Timeout | undefined;
+  #checking = Promise.resolve();
   #ended = false;
   #served = true;
 
@@ -134,6 +139,9 @@ export class FuseSession {
       this.#threads.start();
     }
     await this.setReadAhead(this.#options.readAheadKilobytes ?? defaultReadAheadKilobytes);
+    this.#mountCheck = setInterval(() => {
+      this.#checking = this.#checking.then(() => this.#checkMount());
+    }, mountCheckMilliseconds).unref();
   }
 
   /**
@@ -145,6 +153,16 @@ export class FuseSession {
     if (this.#threads.hasLayer(layer.number)) {
       throw new ClipError("ARGUMENT_INVALID", `layer ${layer.number} is served already`);
     }
+    this.#threads.addLayer(layer);
+  }
+
+  /**
+   * Shows a layer otherwise than before: with other spans, another file, or another image of the
+   * same tree. Nobody sees it missing.
+   * @throws ClipError ARGUMENT_INVALID if it is not a proper one
+   */
+  replaceLayer(layer: FuseLayer): void {
+    checkLayer(layer);
     this.#threads.addLayer(layer);
   }
 
@@ -202,6 +220,7 @@ export class FuseSession {
 
   async #close(): Promise<void> {
     const { mountpoint } = this.#mount;
+    await this.#endChecks();
     this.#pending.failAll();
     if (!this.#ended) {
       // The threads still serve, since the kernel may ask something on the way.
@@ -213,8 +232,27 @@ export class FuseSession {
   }
 
   async #detach(): Promise<void> {
+    await this.#endChecks();
     this.#pending.abandonAll();
     await this.#endThreads();
+  }
+
+  async #endChecks(): Promise<void> {
+    clearInterval(this.#mountCheck);
+    await this.#checking;
+  }
+
+  /** Whoever has a file open keeps the session alive when its mount is taken away. */
+  async #checkMount(): Promise<void> {
+    const { mountpoint } = this.#mount;
+    try {
+      if (this.#ended || !(await restoreMount(mountpoint, this.#descriptor))) return;
+      this.#log.error({ mountpoint }, "the FUSE mount was taken away, and is there again");
+    } catch (error) {
+      if (this.#closing !== undefined) return;
+      this.#log.error({ mountpoint, error: describeError(error) }, "the FUSE mount is gone");
+      this.#onEnded();
+    }
   }
 
   async #endThreads(): Promise<void> {
