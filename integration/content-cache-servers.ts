@@ -34,6 +34,8 @@ export async function startS3(directory: string, port?: number): Promise<TestSer
       s3Credentials.secretAccessKey,
       "--virtual-domain",
       "localhost",
+      // As other S3 servers do; it does not by itself.
+      "--keep-alive",
       "--quiet",
       "posix",
       data,

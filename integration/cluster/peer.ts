@@ -153,7 +153,7 @@ function delayed(
       }
     }
     const [next] = waiting;
-    if (next !== undefined) setTimeout(flush, next.due - now);
+    if (next !== undefined) callIn(next.due - now, flush);
     if (bytes + target.writableLength <= UNDER_WAY_MAX) source.resume();
   };
   const enqueue = (chunk: Buffer | undefined): void => {
@@ -161,7 +161,7 @@ function delayed(
     waiting.push({ chunk, due: performance.now() + milliseconds });
     bytes += chunk?.length ?? 0;
     if (waiting.length > 1) return;
-    if (milliseconds > 0) setTimeout(flush, milliseconds);
+    if (milliseconds > 0) callIn(milliseconds, flush);
     else flush();
   };
   source.on("data", (chunk: Buffer) => {
@@ -172,6 +172,12 @@ function delayed(
     enqueue(undefined);
   });
   target.on("drain", () => source.resume());
+}
+
+/** Timers know whole milliseconds and are late by up to two: too coarse for what is left of a delay. */
+function callIn(milliseconds: number, call: () => void): void {
+  if (milliseconds > 2) setTimeout(call, milliseconds - 2);
+  else setImmediate(call);
 }
 
 /** The request that begins with a chunk. Clients do not send one before the last was answered. */

@@ -12,6 +12,7 @@ import { layerCached, layerMissed } from "../telemetry/events.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { ClusterTier } from "./cluster/cluster-tier.ts";
 import type { LayerCounters } from "./counters.ts";
+import type { DemandActivity } from "./demand-activity.ts";
 import { splitPaths } from "./implied-directories.ts";
 import type { IndexLookup } from "./index-lookup.ts";
 import type { MetaImages } from "./meta-images.ts";
@@ -35,6 +36,8 @@ export interface LayerPreparerOptions {
   metaImages: MetaImages;
   records: LayerRecords;
   counters: LayerCounters;
+  /** A whole pull is something that others make way for. */
+  activity: DemandActivity;
   /** Absent: layers are not shared. */
   cluster?: ClusterTier;
   /** Layers are filled and checked as a whole after their first use. */
@@ -151,7 +154,9 @@ export class LayerPreparer {
       if (found !== undefined) return { reader: found, origin: "shared index", ranges: true };
     }
     const { repositories, ranges } = await inRegistry;
-    const reader = await this.#options.pulls.run(() => this.#pull(target, repositories, signal));
+    const done = this.#options.activity.enter();
+    const pulling = this.#options.pulls.run(() => this.#pull(target, repositories, signal));
+    const reader = await pulling.finally(done);
     return { reader, origin: "whole pull", ranges };
   }
 

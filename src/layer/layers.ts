@@ -112,6 +112,7 @@ export class Layers {
       metaImages: this.#metaImages,
       records,
       counters,
+      activity,
       log,
       spanBytes: options.spanBytes ?? MiB,
       pulls: this.#pulls,

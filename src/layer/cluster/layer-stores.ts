@@ -136,11 +136,13 @@ export class LayerStores {
   }
 
   async #run(entry: QueuedStore): Promise<void> {
-    const { queue, objects, counters, log } = this.#options;
-    const startedAt = performance.now();
+    const { queue, objects, activity, counters, log } = this.#options;
+    let startedAt = performance.now();
     const durationMs = () => Math.round(performance.now() - startedAt);
     const bytes = entry.size;
     try {
+      await activity.calm(this.#closing.signal);
+      startedAt = performance.now();
       const outcome = await this.#store(entry);
       if (outcome === "postponed" && !isLate(entry)) {
         this.#postpone(entry);
