@@ -4,7 +4,7 @@
 # The pinned Node, once setup has brought it.
 NODE = $(firstword $(wildcard node_modules/node-linux-*/bin/node))
 
-.PHONY: help setup test check unit integration demo bench-index bench-read bench-cluster bench-survival clean
+.PHONY: help setup test check unit integration demo bench-index bench-read bench-cluster bench-survival fuzz clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -38,6 +38,9 @@ bench-cluster: setup ## figures of nodes that share a content cache; JSON=1 for 
 
 bench-survival: setup ## figures of a daemon that is killed, and of a node with much on it; JSON=1 for one JSON object; needs root
 	@$(NODE) scripts/bench-survival.ts
+
+fuzz: setup ## fuzzers until Ctrl-C, or for FUZZ_SECONDS; FUZZ_TARGET=name for one; see scripts/fuzz.ts
+	@$(NODE) scripts/fuzz.ts
 
 clean: ## remove what setup brought
 	rm -rf .tools node_modules

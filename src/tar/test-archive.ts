@@ -85,7 +85,8 @@ function octal(block: Buffer, at: number, length: number, value: number): void {
 
 function checksum(block: Buffer): void {
   block.fill(" ", 148, 156);
-  const sum = block.reduce((total, byte) => total + byte, 0);
+  let sum = 0;
+  for (const byte of block) sum += byte;
   block.write(`${sum.toString(8).padStart(6, "0")}\0 `, 148, "latin1");
 }
 
