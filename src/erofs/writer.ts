@@ -86,12 +86,18 @@ export function buildErofsImage(
   tree.finish();
   const { root } = tree;
   const implied: Buffer[] = [];
+  // Of directories that are implied: one below the other, each path is the one before and a name.
+  const paths = new Map<DirectoryNode, string>();
   const plan = planImage(root, {
     blobSize: options.blobSize,
     emptied: options.keepRuntimeDirectories === true ? new Set() : runtimeDirectories(root),
     attributesOf: (directory) => {
       if (!directory.implied || directory === root) return directory.attributes;
-      const directoryPath = Buffer.from(path(directory.parent, directory.name), "latin1");
+      const { parent, name } = directory;
+      const above = paths.get(parent);
+      const text = above === undefined ? path(parent, name) : `${above}/${name}`;
+      paths.set(directory, text);
+      const directoryPath = Buffer.from(text, "latin1");
       implied.push(directoryPath);
       return options.directoryAttributes?.(directoryPath) ?? directory.attributes;
     },

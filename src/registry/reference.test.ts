@@ -30,6 +30,7 @@ test("what is no name is refused", () => {
   for (const text of [
     ...["", "/", "a//b", "UPPER", "a:", "a:b:c", "a@sha256:0", "a@", "../a", "host:5000/"],
     ...["a/../b", "a".repeat(256), `a:${"t".repeat(129)}`, "a b", "a\n", "http://a/b", "[::1/app"],
+    ...["[:1]/app", "[1:2:3]:5000/app", "a.b:65536/app", "999.1.1.1/app"],
   ]) {
     assert.throws(
       () => parseReference(text),

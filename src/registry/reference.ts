@@ -58,7 +58,9 @@ function parseRepository(text: string): Repository {
   const host = hasHost ? canonicalHost(first) : dockerHub;
   const rest = hasHost ? text.slice(slash + 1) : text;
   const name = host === dockerHub && !rest.includes("/") ? `library/${rest}` : rest;
-  if (!hostPattern.test(host)) throw invalid(text, "its host is malformed");
+  // The pattern knows neither which ports nor which addresses there are.
+  const isHost = hostPattern.test(host) && URL.canParse(`https://${host}`);
+  if (!isHost) throw invalid(text, "its host is malformed");
   if (name.length > 255 || !namePattern.test(name)) {
     throw invalid(text, "its repository is malformed");
   }
