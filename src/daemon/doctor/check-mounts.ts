@@ -11,69 +11,84 @@ const probeMs = 3_000;
 
 /** All that is wrong with mounts. */
 export async function* checkMounts(patient: Patient, view: NodeView): AsyncGenerator<Finding> {
-  yield* session(patient, view);
-  yield* layerMounts(patient, view);
+  const fuse = await findSession(patient, view);
+  yield* session(patient, fuse);
+  yield* layerMounts(patient, view, fuse);
   yield* strangers(patient, view);
   yield* missing(patient, view);
 }
 
-async function* session(
+/** The FUSE session below a root. */
+interface Session {
+  mountpoint: string;
+  /** The topmost mount there is the one that counts. */
+  mounts: MountEntry[];
+  state: "none" | "dead" | "waiting" | "served";
+}
+
+async function findSession(
   { config: { root }, live }: Patient,
   { mountTable }: NodeView,
-): AsyncGenerator<Finding> {
+): Promise<Session> {
   const mountpoint = join(root, "f");
   const mounts = mountTable.filter((entry) => entry.mountpoint === mountpoint);
-  if (live !== undefined) {
-    if (mounts.some(({ type }) => type.startsWith("fuse"))) return;
+  const isFuse = mounts.at(-1)?.type.startsWith("fuse") === true;
+  if (!isFuse) return { mountpoint, mounts, state: "none" };
+  return { mountpoint, mounts, state: live === undefined ? await probe(mountpoint) : "served" };
+}
+
+function* session({ live }: Patient, { mountpoint, mounts, state }: Session): Generator<Finding> {
+  if (state === "none" && live !== undefined) {
     yield {
       severity: "error",
       what: "the FUSE session is not mounted",
       where: mountpoint,
       advice: "The daemon begins a new one when it is restarted: `clip upgrade`.",
     };
-    return;
   }
-  if (mounts.length === 0) return;
-  const isDead = (await probe(mountpoint)) === "dead";
-  yield {
-    severity: isDead ? "error" : "note",
-    what: isDead ? "a FUSE session that has ended" : "a FUSE session that waits for a daemon",
-    where: mountpoint,
-    advice: isDead
-      ? "A repair unmounts it, as does the next start of the daemon."
-      : "Start the daemon: whoever reads waits for it.",
-    ...(isDead ? { repair: () => detach(mountpoint, mounts.length) } : {}),
-  };
+  if (state === "waiting") {
+    yield {
+      severity: "note",
+      what: "a FUSE session that waits for a daemon",
+      where: mountpoint,
+      advice: "Start the daemon: whoever reads waits for it.",
+    };
+  }
+  if (state === "dead") {
+    yield {
+      severity: "error",
+      what: "a FUSE session that has ended",
+      where: mountpoint,
+      advice: "A repair unmounts it, as does the next start of the daemon.",
+      repair: () => detach(mountpoint, mounts.length),
+    };
+  }
 }
 
 async function* layerMounts(
   { config: { root }, live }: Patient,
   view: NodeView,
+  fuse: Session,
 ): AsyncGenerator<Finding> {
-  const fuse = view.mountTable.findLast(({ mountpoint }) => mountpoint === join(root, "f"));
-  const isFuseDead =
-    live === undefined && (fuse === undefined || (await probe(fuse.mountpoint)) === "dead");
+  const served = fuse.state === "dead" ? undefined : fuse.mounts.at(-1)?.device;
   for (const [mountpoint, entries] of mountsIn(view.mountTable, join(root, "l"))) {
     const number = Number(basename(mountpoint));
-    const layer = view.layers.find((known) => known.number === number);
+    const isKnown = view.layers.some((known) => known.number === number);
     const record = view.mountRecords.get(number);
-    const isLost = isFuseDead && record?.backing !== "local";
     const isOurs = record !== undefined && record.device === entries.at(-1)?.device;
-    const reads = record?.backing === "local" || record?.backing === fuse?.device;
-    if (layer !== undefined && isOurs && reads && !isLost) continue;
-    const repair = async () => {
-      await detach(mountpoint, entries.length);
-      if (layer !== undefined) await live?.mount(number);
-    };
+    const isServed = record?.backing === "local" || record?.backing === served;
+    if (isKnown && isOurs && isServed) continue;
     yield {
-      severity: layer === undefined ? "warning" : "error",
-      what:
-        layer === undefined
-          ? "a mount of a layer that is not known"
-          : "a mount of a layer that nobody serves any more",
+      severity: isKnown ? "error" : "warning",
+      what: isKnown
+        ? "a mount of a layer that nobody serves any more"
+        : "a mount of a layer that is not known",
       where: mountpoint,
       advice: "A repair unmounts it; containers that use it have to be started again.",
-      repair,
+      repair: async () => {
+        await detach(mountpoint, entries.length);
+        if (isKnown) await live?.mount(number);
+      },
     };
   }
 }

@@ -38,8 +38,9 @@ const first: Readonly<Record<string, (patient: Patient) => AsyncIterable<Finding
 /** Checks of what the databases say, which have to be readable by then. */
 const second: Readonly<Record<string, Check>> = {
   snapshots: checkSnapshots,
-  layers: checkLayers,
+  // What covers a directory goes before that is looked into.
   mounts: checkMounts,
+  layers: checkLayers,
   stores: checkStores,
   "content caches": checkContentCaches,
   containerd: checkContainerd,
@@ -62,12 +63,28 @@ export async function examine(patient: Patient, options: ExamineOptions): Promis
   const view = await readNodeView(patient).catch(() => undefined);
   if (view !== undefined) {
     for (const [name, check] of Object.entries(second)) {
-      await make(name, () => check(patient, view));
+      await make(name, () =>
+        patient.live === undefined ? check(patient, view) : confirmed(check, patient),
+      );
     }
   }
   const isLeft = ({ severity, outcome }: ReportedFinding) =>
     severity !== "note" && outcome !== "repaired";
   return { running: patient.live !== undefined, well: !findings.some(isLeft), checks, findings };
+}
+
+/**
+ * What a check finds twice: while a daemon serves, things come and go between a look at the table and
+ * a look at the disk.
+ */
+async function* confirmed(check: Check, patient: Patient): AsyncGenerator<Finding> {
+  const keyOf = ({ what, where }: Finding) => `${what}\n${where}`;
+  const once = new Set<string>();
+  for await (const finding of check(patient, await readNodeView(patient))) once.add(keyOf(finding));
+  if (once.size === 0) return;
+  for await (const finding of check(patient, await readNodeView(patient))) {
+    if (once.has(keyOf(finding))) yield finding;
+  }
 }
 
 async function reported(
