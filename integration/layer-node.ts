@@ -14,7 +14,13 @@ import { openLog } from "../src/telemetry/log.ts";
 export type NodeSettings = Partial<
   Pick<
     LayersOptions,
-    "backgroundFillDelayMs" | "memoryBytesMax" | "diskLimits" | "findIndexes" | "cluster" | "log"
+    | "backgroundFillDelayMs"
+    | "memoryBytesMax"
+    | "diskLimits"
+    | "findIndexes"
+    | "cluster"
+    | "scrub"
+    | "log"
   >
 > & { mode?: LayersOptions["mode"] | "auto"; lookup?: boolean };
 

@@ -155,8 +155,11 @@ export class DiskCache {
     await this.#settling.get(layerDigest);
     const { dataPath, mapPath } = this.#paths(layerDigest);
     const found = await readMatchingMap(dataPath, mapPath, table);
+    // The kernel may be reading this very file: it is kept, and right bytes are written over it.
+    const isDevice = this.#users.devices().has(layerDigest);
     if (found === undefined) {
-      await this.#createEmpty(dataPath, mapPath, table);
+      if (isDevice) await this.#emptyMap(dataPath, mapPath, table);
+      else await this.#createEmpty(dataPath, mapPath, table);
       this.#evictor.added((await stat(mapPath)).blocks * 512);
     }
 
@@ -168,8 +171,6 @@ export class DiskCache {
       throw error;
     });
     const punch = (offset: number, length: number) => punchHole(data.fd, offset, length);
-    // What is not claimed of a file that the kernel reads by itself may be read all the same.
-    const isDevice = this.#users.devices().has(layerDigest);
     if (found !== undefined && !isDevice) await this.#freeUnclaimed(data, table, present, punch);
     const file = new LayerFile({
       dataPath,
@@ -181,6 +182,7 @@ export class DiskCache {
       complete: found?.complete ?? false,
       ...(found === undefined ? { settleNames: () => syncDirectory(this.directory) } : {}),
       punch,
+      isDevice,
       space: this.#evictor,
       usedAt: this.#usedAt.get(layerDigest) ?? (await data.stat()).mtimeMs,
       log: this.#log,
@@ -381,6 +383,23 @@ export class DiskCache {
     }
     await syncDirectory(this.directory);
     await writeFileDurably(mapPath, encodeMap(table, true));
+  }
+
+  /** Claims nothing of a file that stays as it is, but for its length. */
+  async #emptyMap(dataPath: string, mapPath: string, table: SpanTable): Promise<void> {
+    await rm(mapPath, { force: true });
+    await syncDirectory(this.directory);
+    try {
+      const data = await open(dataPath, "a", 0o600);
+      try {
+        await data.truncate(table.starts.at(-1) ?? 0);
+      } finally {
+        await data.close();
+      }
+      await writeFile(mapPath, encodeMap(table, false), { flag: "wx", mode: 0o600 });
+    } catch (error) {
+      throw asDiskError(error);
+    }
   }
 
   async #createEmpty(dataPath: string, mapPath: string, table: SpanTable): Promise<void> {

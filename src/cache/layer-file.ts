@@ -40,6 +40,8 @@ export interface LayerFileParts {
   settleNames?: () => Promise<void>;
   /** Frees the blocks of a range of the data. */
   punch: (offset: number, length: number) => Promise<void>;
+  /** The kernel may be reading the file by itself: what is there stays until it is written over. */
+  isDevice?: boolean;
   /** Absent: as much is written as the disk takes. */
   space?: SpaceKeeper;
   /** When the spans that are there were last used, in milliseconds since 1970. */
@@ -74,6 +76,7 @@ export class LayerFile {
   readonly #map: FileHandle;
   readonly #log: Log;
   readonly #punch: LayerFileParts["punch"];
+  readonly #isDevice: boolean;
   readonly #space: SpaceKeeper | undefined;
   #settleNames: (() => Promise<void>) | undefined;
   /** What the map on disk claims, or is about to. */
@@ -100,6 +103,7 @@ export class LayerFile {
     this.#log = parts.log;
     this.#settleNames = parts.settleNames;
     this.#punch = parts.punch;
+    this.#isDevice = parts.isDevice ?? false;
     this.#space = parts.space;
     this.use = new SpanUse(parts.present.length, parts.usedAt);
     this.spanStarts = parts.table.starts;
@@ -310,7 +314,7 @@ export class LayerFile {
   }
 
   async #writeSpan(span: number, bytes: Uint8Array): Promise<void> {
-    const isFirst = this.#lastFlags[span] === 0;
+    const isFirst = !this.#isDevice && this.#lastFlags[span] === 0;
     await this.#writeBytes(bytes, this.spanStarts[span] ?? 0, isFirst);
     if (this.#closed) return;
     const flag = ((this.#lastFlags[span] ?? 0) % 255) + 1;

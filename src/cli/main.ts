@@ -9,6 +9,7 @@ const commands: Record<string, () => Promise<Command>> = {
   index: async () => (await import("./index.ts")).indexCommand(),
   status: async () => (await import("./status.ts")).statusCommand(),
   doctor: async () => (await import("./doctor.ts")).doctorCommand(),
+  cache: async () => (await import("./cache.ts")).cacheCommand(),
   config: async () => (await import("./config.ts")).configCommand(),
 };
 

@@ -73,7 +73,7 @@ function tierRows({ tiers }: NodeStatus): string[][] {
 }
 
 function workRows(state: NodeStatus): string[][] {
-  const { reads, hitRatio, wholePulls, fallbacks, queues, diskCache } = state;
+  const { reads, hitRatio, wholePulls, fallbacks, queues, diskCache, damage } = state;
   const share = (value: number | null) => (value === null ? "-" : formatShare(value));
   const reasons = Object.entries(fallbacks).map(
     ([reason, count]) => `${count} ${reason.replaceAll("_", " ")}`,
@@ -97,9 +97,21 @@ function workRows(state: NodeStatus): string[][] {
     ["to fill", `${fill} layers`],
     ["to store", `${stores} layers`],
     ["disk cache", diskCacheText(diskCache)],
+    ["damage", damageText(damage)],
     ["memory", `${formatBytes(memoryBytes)} of ${formatBytes(memoryBytesMax)} for spans`],
     ["fallbacks", reasons.length === 0 ? "none" : reasons.join(", ")],
   ];
+}
+
+function damageText(damage: NodeStatus["damage"]): string {
+  const { checkedBytes, unreadableSpans, damagedSpans, damagedImages } = damage;
+  const checked = `${formatBytes(checkedBytes)} checked`;
+  if (unreadableSpans + damagedSpans + damagedImages === 0) return `none, ${checked}`;
+  const repaired = damage.repairedSpans + damage.repairedImages;
+  return (
+    `${damagedSpans} spans and ${damagedImages} metadata images, ${repaired} repaired at once, ` +
+    `${checked}; ${unreadableSpans} spans unreadable`
+  );
 }
 
 function diskCacheText({ bytes, bytesMax, evicted }: NodeStatus["diskCache"]): string {

@@ -113,6 +113,10 @@ export const configSchema = v.strictObject({
       bytesMax: v.optional(zeroOr(64 * MiB, 1024 * 1024 * 1024 * MiB), 0),
       /** Bytes that layers leave free on their file system; 0: none in particular. */
       freeBytesMin: v.optional(zeroOr(MiB, 1024 * 1024 * 1024 * MiB), 512 * MiB),
+      /** How old the last check of a layer on disk may become; 0: none is checked by itself. */
+      scrubIntervalMs: v.optional(zeroOr(60_000, 365 * 24 * 3600 * 1000), 7 * 24 * 3600 * 1000),
+      /** Most bytes that these checks read a second. */
+      scrubBytesPerSecondMax: v.optional(count(MiB, 1024 * 1024 * MiB), 16 * MiB),
     }),
     {},
   ),

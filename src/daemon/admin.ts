@@ -1,4 +1,5 @@
 /** What the daemon has done when the owner of its socket asks for it with a POST. */
+import { parseDigest } from "../base/digest.ts";
 import type { Config } from "../config/schema.ts";
 import type { Layers } from "../layer/layers.ts";
 import type { Action } from "../telemetry/actions.ts";
@@ -14,6 +15,12 @@ export interface AdminParts {
 /** Where the daemon examines itself; the parameter `repair` has it put right what it can. */
 export const doctorPath = "/doctor";
 
+/**
+ * Where the daemon compares what is on disk with its digests. Parameters: `layer` (a digest; default:
+ * all) and `repair`, which has it fetch at once what is damaged.
+ */
+export const verifyCachePath = "/cache/verify";
+
 /** The actions of the daemon, by path. What they need is loaded when they are called. */
 export function adminActions({ config, layers, log }: AdminParts): Record<string, Action> {
   return {
@@ -22,6 +29,15 @@ export function adminActions({ config, layers, log }: AdminParts): Record<string
       const live = { mode: layers.mode, mount: (number: number) => layers.mount(number) };
       const repair = isRecord(parameters) && parameters["repair"] === true;
       return examine({ config, live, log, signal }, { repair, onCheck: progress });
+    },
+    [verifyCachePath]: ({ parameters, progress, signal }) => {
+      const { layer, repair } = isRecord(parameters) ? parameters : {};
+      return layers.verifyCache({
+        ...(layer === undefined ? {} : { layer: parseDigest(String(layer)) }),
+        repair: repair === true,
+        signal,
+        onProgress: (digest, at, count) => progress({ layer: digest, at, count }),
+      });
     },
   };
 }

@@ -130,6 +130,7 @@ async function openLayers(
   const mode = await sessionMode({ root, state, wanted: config.mount.mode, fresh, log });
   const served = new ServedLayers();
   const { backgroundFill, backgroundFillDelayMs } = config.layer;
+  const { scrubIntervalMs, scrubBytesPerSecondMax } = config.cache;
   const layers = await Layers.open({
     root,
     session: served,
@@ -151,6 +152,9 @@ async function openLayers(
     concurrentPulls: config.layer.concurrentPulls,
     pullConnections: config.layer.pullConnections,
     diskLimits: config.cache,
+    ...(scrubIntervalMs === 0
+      ? {}
+      : { scrub: { intervalMs: scrubIntervalMs, bytesPerSecond: scrubBytesPerSecondMax } }),
     log,
   });
   let session: FuseSession | undefined;

@@ -211,6 +211,28 @@ function addLayerMetrics(page: MetricsPage<NodeState>): void {
     "Layers on disk that did not match.",
     (at) => at.counters.mismatches,
   );
+  page.counter(
+    "clip_unreadable_spans_total",
+    "Spans on disk that could not be read, and were fetched again.",
+    (at) => at.counters.unreadableSpans,
+  );
+  page.counter(
+    "clip_checked_bytes_total",
+    "Bytes on disk that were compared with their digests.",
+    (at) => at.counters.checkedBytes,
+  );
+  page.counter(
+    "clip_damaged_total",
+    "Spans and metadata images on disk that were wrong.",
+    ({ counters: { damagedSpans, damagedImages } }) =>
+      byLabel("kind", { span: damagedSpans, image: damagedImages }),
+  );
+  page.counter(
+    "clip_repaired_total",
+    "Those of them that were put right at once.",
+    ({ counters: { repairedSpans, repairedImages } }) =>
+      byLabel("kind", { span: repairedSpans, image: repairedImages }),
+  );
   page.gauge(
     "clip_span_memory_bytes",
     "Memory held for spans on their way.",

@@ -26,6 +26,11 @@ export class ServedLayers implements LayerSession {
     else this.#session.addLayer(layer);
   }
 
+  replaceLayer(layer: FuseLayer): void {
+    if (this.#session === undefined) this.#early.set(layer.number, layer);
+    else this.#session.replaceLayer(layer);
+  }
+
   removeLayer(number: number): void {
     if (this.#session === undefined) this.#early.delete(number);
     else this.#session.removeLayer(number);

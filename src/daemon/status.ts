@@ -29,6 +29,19 @@ export interface HitRatio {
   all: number | null;
 }
 
+/** What had gone bad on this node's disk. */
+export interface DamageStatus {
+  /** Spans that readers asked for and the disk did not give. */
+  unreadableSpans: number;
+  /** Bytes that were compared with their digests. */
+  checkedBytes: number;
+  /** What was found wrong by that, and what of it was put right at once. */
+  damagedSpans: number;
+  repairedSpans: number;
+  damagedImages: number;
+  repairedImages: number;
+}
+
 /** A node at one moment. Counts are since the daemon started. */
 export interface NodeStatus {
   version: string;
@@ -50,6 +63,7 @@ export interface NodeStatus {
   queues: LayerQueues;
   /** Layers and their span maps on disk. */
   diskCache: DiskCacheState;
+  damage: DamageStatus;
   /** Calls of content caches by cache, operation and outcome; null when none is configured. */
   contentCache: { cache: string; operation: string; outcome: string; calls: number }[] | null;
 }
@@ -95,6 +109,7 @@ export function nodeStatus(state: NodeState, { root, address }: NodePlace): Node
     fallbacks: Object.fromEntries(state.fallbacks),
     queues: state.queues,
     diskCache: state.diskCache,
+    damage: damageOf(counters),
     contentCache:
       contentCache?.counts.map(({ cache, operation, outcome, calls }) => ({
         cache,
@@ -102,6 +117,15 @@ export function nodeStatus(state: NodeState, { root, address }: NodePlace): Node
         outcome,
         calls,
       })) ?? null,
+  };
+}
+
+function damageOf(counters: NodeState["counters"]): DamageStatus {
+  const { unreadableSpans, checkedBytes } = counters;
+  const { damagedSpans, repairedSpans, damagedImages, repairedImages } = counters;
+  return {
+    ...{ unreadableSpans, checkedBytes, damagedSpans },
+    ...{ repairedSpans, damagedImages, repairedImages },
   };
 }
 

@@ -2,7 +2,7 @@
 import { constants } from "node:os";
 import type { Semaphore } from "../base/concurrency.ts";
 import type { Digest } from "../base/digest.ts";
-import { describeError, type ClipError } from "../base/errors.ts";
+import { ClipError, describeError } from "../base/errors.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
 import type { LayerFile } from "../cache/layer-file.ts";
 import type { FuseLayer, FuseReadRequest } from "../fuse/session.ts";
@@ -27,6 +27,8 @@ const { errno } = constants;
 /** What layers need of the FUSE session. */
 export interface LayerSession {
   addLayer(layer: FuseLayer): void;
+  /** Nobody sees the layer missing. */
+  replaceLayer(layer: FuseLayer): void;
   removeLayer(number: number): void;
 }
 
@@ -44,6 +46,10 @@ export interface ActiveLayersOptions {
   /** Absent: layers are not shared. */
   cluster?: ClusterTier;
   log: Log;
+  /** Serves a layer span by span that was added as complete. */
+  reopen: (record: LayerRecord) => Promise<LayerBlob>;
+  /** Spans of a layer that were on disk are not any more. */
+  onLost: (blob: LayerBlob) => void;
   /** Opens the index of another blob of a layer, which is closed here; undefined: there is none. */
   openAlternate: (
     record: LayerRecord,
@@ -86,7 +92,10 @@ export class ActiveLayers {
     return this.#active.get(number)?.blob;
   }
 
-  /** Serves a layer whose spans come when they are read. Takes over `index`, also when it fails. */
+  /**
+   * Serves a layer whose spans come when they are read, also in place of one that was complete. Takes
+   * over `index`, also when it fails.
+   */
   async addPartial(
     record: LayerRecord,
     index: LayerIndexReader,
@@ -99,7 +108,7 @@ export class ActiveLayers {
       file = await cache.openLayer(record.layerDigest, spanTableOf(head));
       const shared = this.#options.cluster?.source(head);
       const places = this.#placesOf(record, head);
-      const registry = this.#registrySource(index, () => places().filter(mayServeRanges));
+      const registry = this.#registrySource(index, () => withRanges(places()));
       const alternate = this.#alternateSource(record);
       const whole = this.#wholeSource(record, head, file, {
         places,
@@ -108,9 +117,11 @@ export class ActiveLayers {
       // It is known to be of no use to ask for parts; that may have changed, and is found out.
       const rest = record.ranges ? [registry, alternate, whole] : [alternate, whole, registry];
       const sources = [...(shared === undefined ? [] : [shared]), ...rest];
-      const blob = new LayerBlob({ head, file, sources, budget, activity, counters, log });
+      const onLost = () => this.#options.onLost(blob);
+      const parts = { head, file, sources, budget, activity, counters, log, onLost };
+      const blob: LayerBlob = new LayerBlob(parts);
       const { spanStarts, spanPresent, path: dataPath, size } = file;
-      session.addLayer({
+      const served = {
         number: record.number,
         size,
         dataPath,
@@ -118,7 +129,9 @@ export class ActiveLayers {
         spanPresent,
         spanUsed: file.use.marks,
         ...(image === undefined ? {} : { tree: { image } }),
-      });
+      };
+      if (this.#active.has(record.number)) session.replaceLayer(served);
+      else session.addLayer(served);
       this.#active.set(record.number, { record, blob, index, sources: [alternate, whole] });
       return blob;
     } catch (error) {
@@ -148,29 +161,28 @@ export class ActiveLayers {
   /** Answers a read that the FUSE threads could not. */
   handleRead(request: FuseReadRequest): void {
     const { layer, offset, length, signal } = request;
-    const blob = this.blob(layer);
-    if (blob === undefined) {
+    const active = this.#active.get(layer);
+    if (active === undefined) {
       request.fail(errno.EIO);
       return;
     }
-    blob.read(offset, length, signal).then(
-      (pieces) => request.reply(pieces),
-      (error: unknown) => {
-        // Nobody reads an answer any more if the reader gave up; nothing else is an interruption.
-        request.fail(errno.EIO);
-        if (signal.aborted) return;
-        this.#options.log.error(
-          {
-            layer: blob.head.layerDigest,
-            number: layer,
-            offset,
-            length,
-            error: describeError(error),
-          },
-          "a read of a layer failed",
-        );
-      },
-    );
+    const { record, blob } = active;
+    // Of a layer that is complete only what the disk does not give gets here.
+    const opened = blob === undefined ? this.#options.reopen(record) : Promise.resolve(blob);
+    opened
+      .then((it) => it.read(offset, length, signal))
+      .then(
+        (pieces) => request.reply(pieces),
+        (error: unknown) => {
+          // Nobody reads an answer any more if the reader gave up; nothing else is an interruption.
+          request.fail(errno.EIO);
+          if (signal.aborted) return;
+          const { layerDigest } = record;
+          const fields = { layer: layerDigest, number: layer, offset, length };
+          const failure = { ...fields, error: describeError(error) };
+          this.#options.log.error(failure, "a read of a layer failed");
+        },
+      );
   }
 
   /**
@@ -245,7 +257,7 @@ export class ActiveLayers {
         const index = await openAlternate(record, layerDigest, signal);
         if (index === undefined) return undefined;
         const places = this.#placesOf(record, index.head);
-        const source = this.#registrySource(index, () => places().filter(mayServeRanges));
+        const source = this.#registrySource(index, () => withRanges(places()));
         return { source, close: () => index.close() };
       },
     });
@@ -266,8 +278,14 @@ export class ActiveLayers {
   }
 }
 
-function mayServeRanges({ blob }: Place): boolean {
-  return !blob.ignoresRanges;
+/**
+ * Those that may give parts.
+ * @throws ClipError REGISTRY_PROTOCOL when it is known that none does
+ */
+function withRanges(places: Place[]): Place[] {
+  const useful = places.filter(({ blob }) => !blob.ignoresRanges);
+  if (useful.length > 0 || places.length === 0) return useful;
+  throw new ClipError("REGISTRY_PROTOCOL", "the registry gives no parts of the layer");
 }
 
 /** One that cannot be asked does not count. */

@@ -3,6 +3,7 @@ import type { DiskLimits } from "../cache/disk-space.ts";
 import type { IndexStore } from "../index/store.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { LayerSession } from "./active-layers.ts";
+import type { ScrubSettings } from "./cache-upkeep.ts";
 import type { ClusterOptions } from "./cluster/cluster-options.ts";
 import type { FindLayerIndexes } from "./index-lookup.ts";
 import type { MountMode } from "./mount-mode.ts";
@@ -43,6 +44,8 @@ export interface LayersOptions {
   pullConnections?: number;
   /** What the disk cache may take. Default: all that the disk has. */
   diskLimits?: DiskLimits;
+  /** When what is on disk is checked by itself. Default: never. */
+  scrub?: ScrubSettings;
   /** Most bytes in memory for spans on their way. Default: 128 MiB. */
   memoryBytesMax?: number;
   log: Log;

@@ -11,6 +11,7 @@ import type { Log } from "../telemetry/log.ts";
 import { ActiveLayers } from "./active-layers.ts";
 import { BackgroundFill } from "./background-fill.ts";
 import { ByteBudget } from "./byte-budget.ts";
+import { CacheUpkeep, type VerifyCacheOptions } from "./cache-upkeep.ts";
 import { cacheUsers } from "./cache-users.ts";
 import type { ClusterCounters } from "./cluster/cluster-options.ts";
 import { ClusterTier } from "./cluster/cluster-tier.ts";
@@ -31,8 +32,7 @@ import { LayerRecords, type LayerRecord } from "./records.ts";
 import { SharedWork } from "../base/shared-work.ts";
 import type { LayerTarget } from "./target.ts";
 import { TrustedIndexes } from "./trusted-indexes.ts";
-import type { Verification } from "./verification.ts";
-import { verifyLayer } from "./verify.ts";
+import type { LayerCheck } from "./verify-cache.ts";
 
 const MiB = 1024 * 1024;
 
@@ -54,6 +54,7 @@ export class Layers {
   readonly #parts: LayerParts;
   readonly #active: ActiveLayers;
   readonly #fill: BackgroundFill | undefined;
+  readonly #upkeep: CacheUpkeep;
   readonly #cluster: ClusterTier | undefined;
   readonly #ensuring = new SharedWork<number>();
   /** Preparing, mounting and releasing of one layer exclude each other; by diffID. */
@@ -133,6 +134,15 @@ export class Layers {
       pulls: this.#pulls,
       log,
       openAlternate: (record, digest, signal) => this.#parts.openAlternate(record, digest, signal),
+      reopen: (record) => this.#upkeep.reopen(record),
+      onLost: (blob) => this.#fill?.schedule(blob),
+    });
+    this.#upkeep = new CacheUpkeep({
+      ...{ mode: this.mode, fuseMountpoint, records, cache, indexes, activity, counters, log },
+      ...{ metaImages: this.#metaImages, mounts: this.#mounts, parts: this.#parts },
+      ...{ active: this.#active, queue: this.#queue, fill: (blob) => this.#fill?.schedule(blob) },
+      keepRuntimeDirectories: options.keepRuntimeDirectories ?? false,
+      ...{ scrub: options.scrub, scrubPath: join(root, "scrub.db") },
     });
     cache.setUsers(
       cacheUsers({ records, mounts: this.#mounts, active: this.#active, queue: this.#queue }),
@@ -149,7 +159,8 @@ export class Layers {
             activity,
             counters,
             log,
-            verify: (blob, signal) => this.#verify(blob, signal),
+            verify: ({ head, file: { path, size } }, signal) =>
+              this.#upkeep.verifyWhole({ ...head, size }, path, signal),
             onComplete: ({ head: { layerDigest, diffId, uncompressedSize: size } }) =>
               this.#cluster?.share({ layerDigest, diffId, size }),
             onMismatch: (blob) =>
@@ -272,6 +283,11 @@ export class Layers {
     return all;
   }
 
+  /** Compares what is on disk with its digests; as {@link CacheUpkeep.verifyCache}. */
+  verifyCache(options: VerifyCacheOptions): Promise<LayerCheck[]> {
+    return this.#upkeep.verifyCache(options);
+  }
+
   /** What the disk cache takes and may take, and what has been evicted. */
   get diskCache(): DiskCacheState {
     return this.#cache.state;
@@ -340,6 +356,7 @@ export class Layers {
    */
   async close({ keepMounts = false } = {}): Promise<void> {
     this.#parts.stop();
+    await this.#upkeep.close();
     await Promise.all([this.#ensuring.close(), this.#lookup?.close(), this.#fill?.close()]);
     await this.#queue.idle();
     await this.#cluster?.close();
@@ -359,6 +376,7 @@ export class Layers {
     await this.#cache.sweep(digests);
     await Promise.all(this.#mounts.servedByFuse().map((number) => this.#resume(number)));
     this.#cluster?.start();
+    this.#upkeep.start();
   }
 
   /** Serves a layer again that someone may have mounted; one that cannot be does not keep others. */
@@ -424,27 +442,14 @@ export class Layers {
     await this.#parts.ensureImage(record);
     const image = this.mode === "fuse" ? await this.#metaImages.load(layerDigest) : undefined;
     const complete = await this.#cache.completePath(layerDigest, size);
-    // Of a layer that is served span by span something can be evicted.
-    const bySpans = complete === undefined || this.#options.diskLimits !== undefined;
-    if (bySpans) {
-      const index =
-        complete === undefined
-          ? await this.#parts.takeIndex(record)
-          : await this.#parts.takeKeptIndex(record);
-      if (index !== undefined) return this.#active.addPartial(record, index, image);
-    }
+    // Of a layer that is served span by span something can be evicted, and something can be lost.
+    const index =
+      complete === undefined
+        ? await this.#parts.takeIndex(record)
+        : await this.#parts.takeKeptIndex(record);
+    if (index !== undefined) return this.#active.addPartial(record, index, image);
     this.#active.addComplete(record, this.#cache.dataPath(layerDigest), image);
     return undefined;
-  }
-
-  #verify({ file, head }: LayerBlob, signal: AbortSignal): Promise<Verification> {
-    const { path, size } = file;
-    const order = {
-      ...{ path, size, diffId: head.diffId },
-      imagePath: this.#metaImages.path(head.layerDigest),
-      keepRuntimeDirectories: this.#options.keepRuntimeDirectories ?? false,
-    };
-    return verifyLayer(order, signal);
   }
 
   /** The index lied about the layer: its mounts fail from now on, and it is made ready anew. */
