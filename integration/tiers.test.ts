@@ -397,12 +397,32 @@ describe("a content cache", () => {
     const forger = await sandbox.subdirectory(`forger-${names++}`);
     await pay(await startNode([cache], { directory: forger }));
     await forge(cache.path);
-    const second = await startNode([cache], { backgroundFillDelayMs: 100 });
-    await mount(second);
+    const directory = await sandbox.subdirectory(`node-${names++}`);
+    const settings = { directory, backgroundFillDelayMs: 100 };
+    const second = await startNode([cache], settings);
+    const number = await second.layers.ensure(target);
+    const { path: misled } = await second.layers.mount(number);
     await until(() => second.layers.counters.mismatches === 1, "finding out");
     await until(async () => (await readdir(cache.path)).length === 2, "removing the index");
-    await readFiles(await mount(second));
+    let right = misled;
+    await until(async () => {
+      right = (await second.layers.mount(number)).path;
+      return right !== misled;
+    }, "letting the layer go");
+    await readFiles(right);
     assert.equal(second.layers.counters.wholePulls, 1);
+    assert.equal(await mount(second), right);
+
+    // The forger comes again, to a node that has nothing any more but its memory.
+    await second.close();
+    await forge(cache.path);
+    await rm(path.join(directory, "root/index"), { recursive: true });
+    const third = await startNode([cache], settings);
+    await third.layers.releaseUnused([]);
+    await readFiles(await mount(third));
+    assert.equal(said(third, "an index that has lied").length, 1);
+    assert.equal(third.layers.counters.wholePulls, 1);
+    assert.equal(third.layers.counters.mismatches, 0);
   });
 });
 

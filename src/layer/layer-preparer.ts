@@ -155,7 +155,8 @@ export class LayerPreparer {
     }
     const { repositories, ranges } = await inRegistry;
     const done = this.#options.activity.enter();
-    const pulling = this.#options.pulls.run(() => this.#pull(target, repositories, signal));
+    const pull = () => this.#pull(target, repositories, signal);
+    const pulling = this.#options.pulls.run(pull, signal);
     const reader = await pulling.finally(done);
     return { reader, origin: "whole pull", ranges };
   }

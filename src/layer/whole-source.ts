@@ -103,7 +103,7 @@ class Pass {
     const layer = head.layerDigest;
     let failure: unknown = new ClipError("CLOSED", "the layer is closed");
     try {
-      await pulls.run(() => this.#pull(signal));
+      await pulls.run(() => this.#pull(signal), signal);
       counters.wholePulls++;
       counters.wholePullBytes += head.compressedSize;
     } catch (error) {
@@ -117,7 +117,6 @@ class Pass {
   }
 
   async #pull(signal: AbortSignal): Promise<void> {
-    if (signal.aborted) return;
     const { head, source, onBegin, counters, log } = this.#options;
     onBegin();
     log.warn(
