@@ -145,6 +145,10 @@ for (const mode of ["erofs", "fuse"] as const) {
       test(`a rotten complete layer ${kept} is written right again, while it is mounted`, async () => {
         const isKept = kept === "whose index is kept";
         const directory = await sandbox.subdirectory(`complete-${mode}-${isKept}`);
+        // Nothing of the index is in the memory of the next one.
+        await onNode(directory, { mode }, async ({ layers }) => {
+          await layers.ensure(plain);
+        });
         await onNode(directory, { mode }, async ({ layers, indexes }) => {
           const { path } = await layers.mount(await layers.ensure(plain));
           await indexes.settled();
@@ -154,7 +158,7 @@ for (const mode of ["erofs", "fuse"] as const) {
           await rot(file, places);
           const options = { layer: plain.layerDigest, repair: true, signal: never };
           const [check] = await layers.verifyCache(options);
-          assert.ok((check?.damaged ?? 0) >= 1 || !isKept, JSON.stringify(check));
+          assert.equal(check?.damaged, isKept || mode === "fuse" ? 3 : 1);
           assert.equal(check?.repaired, check?.damaged);
           const bytes = await readFile(file);
           assert.equal(`sha256:${createHash("sha256").update(bytes).digest("hex")}`, plain.diffId);

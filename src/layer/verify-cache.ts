@@ -2,11 +2,13 @@
  * Finds what has gone bad on disk, has it served no more, and puts the right bytes in its place. A file
  * that the kernel reads by itself, as the device of an EROFS mount, is only ever written over.
  */
+import { open, type FileHandle } from "node:fs/promises";
 import { join } from "node:path";
 import type { Digest } from "../base/digest.ts";
 import { ClipError, describeError } from "../base/errors.ts";
 import type { KeyedQueue } from "../base/keyed-queue.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
+import { readFully, writeFully } from "../cache/files.ts";
 import { blobName } from "../fuse/session.ts";
 import type { IndexStore } from "../index/store.ts";
 import type { LayerHead } from "../index/model.ts";
@@ -160,21 +162,26 @@ export class CacheVerifier {
    * is wanted or the kernel may read them, writes right ones over them.
    */
   #heal(record: LayerRecord, spans: readonly number[] | undefined, options: CheckOptions) {
-    const { queue, active, mounts, records } = this.#options;
+    const { queue, active, cache, mounts, records } = this.#options;
     const { number, diffId } = record;
     return queue.run(diffId, async () => {
       if (records.byNumber(number) === undefined) return nothing;
       const wasServed = active.has(number);
       const isDevice = (await mounts.current(number)) === "local";
+      const path = cache.dataPath(record.layerDigest);
+      const before = isDevice ? await open(path, "r+").catch(() => undefined) : undefined;
       let blob = active.blob(number);
       try {
         blob ??= await this.#open(record);
-      } catch (error) {
-        return this.#abandon(record, error);
-      }
-      try {
+        if (before !== undefined && (await overwriteFormer(before, path))) {
+          return { ...nothing, damaged: 1, repaired: 1 };
+        }
         return await this.#healBlob(blob, spans, isDevice, options);
+      } catch (error) {
+        if (blob !== undefined) throw error;
+        return await this.#abandon(record, error);
       } finally {
+        await before?.close();
         if (!wasServed) await active.remove(number);
       }
     });
@@ -280,10 +287,30 @@ export class CacheVerifier {
   }
 }
 
+const copyBytes = 1024 * 1024;
 const nothing = { spans: 0, bytes: 0, damaged: 0, repaired: 0 };
 
 function missingSpans({ file }: LayerBlob): number[] {
   return [...file.spanPresent.keys()].filter((span) => !file.has(span));
+}
+
+/**
+ * Puts the bytes of the file at `path` into one that was there before, which the kernel still reads.
+ * @returns whether it is another file
+ */
+async function overwriteFormer(former: FileHandle, path: string): Promise<boolean> {
+  const current = await open(path, "r");
+  try {
+    const { ino, size } = await current.stat();
+    if ((await former.stat()).ino === ino) return false;
+    for (let offset = 0; offset < size; offset += copyBytes) {
+      const bytes = await readFully(current, offset, Math.min(copyBytes, size - offset));
+      if (bytes !== undefined) await writeFully(former, bytes, offset);
+    }
+    return true;
+  } finally {
+    await current.close();
+  }
 }
 
 function noIndex({ layerDigest }: LayerRecord): ClipError {
