@@ -30,6 +30,12 @@ export interface DaemonProcessOptions {
   onReady: (daemon: DaemonProcess) => void;
 }
 
+/**
+ * How long a daemon may take to accept a connection before that is passed again: a daemon that is out
+ * of descriptors does not get it.
+ */
+const acceptMs = 2_000;
+
 /** One run of the daemon, from its start to its end. */
 export class DaemonProcess {
   /** Whether its code could be loaded; it waits for {@link DaemonProcess.go} then. */
@@ -74,7 +80,7 @@ export class DaemonProcess {
   pass(connection: Socket): void {
     const id = ++this.#passed;
     this.#passing.set(id, connection);
-    this.#send({ kind: "connection", id }, connection);
+    this.#passAgain(id, connection);
   }
 
   /** Tells it to end, and ends it if it has not done so in time. */
@@ -130,6 +136,14 @@ export class DaemonProcess {
         this.#over = true;
         return;
     }
+  }
+
+  #passAgain(id: number, connection: Socket): void {
+    this.#send({ kind: "connection", id }, connection);
+    setTimeout(() => {
+      const waits = this.#passing.get(id) === connection && !connection.destroyed;
+      if (waits && this.#child.connected) this.#passAgain(id, connection);
+    }, acceptMs).unref();
   }
 
   #send(message: KeeperMessage, connection?: Socket): void {

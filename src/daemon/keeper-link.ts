@@ -16,6 +16,7 @@ export class KeeperLink {
   readonly #go = Promise.withResolvers<boolean>();
   readonly #end = Promise.withResolvers<EndOrder>();
   readonly #lost = Promise.withResolvers<void>();
+  readonly #accepted = new Set<number>();
   readonly #onConnection: (connection: Socket) => void;
 
   /** From now on signals decide, those of a new keeper among them. */
@@ -63,7 +64,10 @@ export class KeeperLink {
       case "connection":
         if (connection === undefined) return;
         this.tell({ kind: "accepted", id: message.id });
-        this.#onConnection(connection);
+        // The keeper may have passed it again before it knew.
+        if (this.#accepted.has(message.id)) connection.destroy();
+        else this.#onConnection(connection);
+        this.#accepted.add(message.id);
         return;
       case "stop":
       case "detach":
