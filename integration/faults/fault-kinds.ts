@@ -19,11 +19,57 @@ const processFaults = [
   "fuse-mount-taken-away",
 ] as const;
 
-/** Faults of the disk's contents, of registries and of content caches. */
+/** Faults of the disk's contents. */
 const dataFaults = [] as const;
 
+/** Faults of registries, of what they send, and of the way to them. */
+const registryFaults = [
+  "registry-down",
+  "registry-black-hole",
+  "registry-silent",
+  "registry-silent-body",
+  "registry-trickle",
+  "registry-throttled",
+  "registry-failing",
+  "registry-reset",
+  "registry-truncated",
+  "registry-ignores-range",
+  "registry-bit-flips",
+  "registry-other-bytes",
+  "registry-wrong-range",
+  "registry-lost-blob",
+  "registry-redirect-loop",
+  "redirect-expired",
+  "token-expired",
+  "password-changed",
+  "certificate-replaced",
+  "name-gone",
+] as const;
+
+/** Faults of content caches, and of the way to them. */
+const cacheFaults = [
+  "cache-down",
+  "cache-black-hole",
+  "cache-silent-body",
+  "cache-trickle",
+  "cache-throttled",
+  "cache-denied",
+  "cache-reset",
+  "cache-truncated",
+  "cache-ignores-range",
+  "cache-wrong-range",
+  "cache-lost-object",
+  "cache-bit-flips",
+  "cache-other-bytes",
+] as const;
+
 /** Every kind; each has at least one test. */
-export const faultKinds = [...processFaults, ...dataFaults] as const;
+export const faultKinds = [
+  ...processFaults,
+  ...dataFaults,
+  ...registryFaults,
+  ...cacheFaults,
+] as const;
 
 /** One of them. */
 export type FaultKind = (typeof faultKinds)[number];

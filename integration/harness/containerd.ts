@@ -1,4 +1,5 @@
 /** A private containerd, and the clients that speak to it. */
+import { spawn, type ChildProcessWithoutNullStreams } from "node:child_process";
 import { existsSync } from "node:fs";
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import path from "node:path";
@@ -103,6 +104,11 @@ export class Containerd {
   /** As `ctr`, but a failure is a result. */
   tryCtr(args: readonly string[], options: CommandOptions = {}): Promise<CommandResult> {
     return attempt(this.#program("ctr"), this.#ctrArguments(args), this.#options(options));
+  }
+
+  /** Starts `ctr`, to talk to it; it is ended by the caller. */
+  spawnCtr(args: readonly string[]): ChildProcessWithoutNullStreams {
+    return spawn(this.#program("ctr"), this.#ctrArguments(args), { env: this.#environment });
   }
 
   /** Runs `nerdctl` in its namespace `default`, without networks of its own. */

@@ -47,6 +47,8 @@ export class FakeSource implements SpanSource {
   /** Offset at which its answers end. */
   endAt: number | undefined;
   failure: ClipError | undefined;
+  /** Why it was last given up. */
+  abortReason: unknown;
   readonly #layer: FakeLayer;
   #gate: Promise<void> = Promise.resolve();
   #open: () => void = () => {};
@@ -71,6 +73,7 @@ export class FakeSource implements SpanSource {
     this.requests.push({ start, end });
     this.running++;
     this.runningMax = Math.max(this.runningMax, this.running);
+    signal.addEventListener("abort", () => (this.abortReason = signal.reason), { once: true });
     try {
       signal.throwIfAborted();
       const aborted = new Promise<never>((_, reject) =>

@@ -56,7 +56,8 @@ export class RegistrySource implements SpanSource {
   async *stream(start: number, end: number, signal: AbortSignal): AsyncGenerator<Buffer> {
     let next = spanAt(this.#starts, start);
     const last = spanAt(this.#starts, end - 1);
-    let failure: unknown = new ClipError("REGISTRY_NOT_FOUND", "no repository is known to hold it");
+    // The first is where it was, the others may be guesses: its failure tells more.
+    let failure: unknown;
     for (const [rank, place] of this.#options.places().entries()) {
       try {
         for await (const bytes of this.#decoded(place.blob, next, last, signal)) {
@@ -68,10 +69,10 @@ export class RegistrySource implements SpanSource {
         return;
       } catch (error) {
         if (signal.aborted || !mayBeElsewhere(error)) throw error;
-        failure = error;
+        failure ??= error;
       }
     }
-    throw failure;
+    throw failure ?? new ClipError("REGISTRY_NOT_FOUND", "no repository is known to hold it");
   }
 
   async *#decoded(blob: CompressedBlob, first: number, last: number, signal: AbortSignal) {

@@ -26,10 +26,14 @@ function setUp(sources: readonly SpanSource[]) {
 }
 
 /** A source whose patience ends at once. */
-function impatient(name: string): FakeSource & SpanSource & { spent: number } {
+function impatient(name: string, isOverdue = false): FakeSource & SpanSource & { spent: number } {
   const source = Object.assign(new FakeSource(layer, name), { spent: 0 });
   return Object.assign(source, {
-    patience: { milliseconds: () => 0, spent: () => void source.spent++ },
+    patience: {
+      milliseconds: () => 0,
+      spent: () => void source.spent++,
+      isOverdue: () => isOverdue,
+    },
   });
 }
 
@@ -44,6 +48,31 @@ test("a source that keeps silent is joined by the next one, and the first answer
   assert.deepEqual(far.requests, [{ start: 0, end: 600_000 }]);
   assert.equal(sourceCounters(counters, "near").errors, 0);
   assert.equal(sourceCounters(counters, "far").spans, 6);
+});
+
+test("a source that has had its time and lost to another one has failed", async () => {
+  const near = impatient("near", true);
+  near.hold();
+  const { race, counters } = setUp([near, new FakeSource(layer, "far")]);
+  assert.ok((await race()).equals(layer.bytes));
+  assert.equal(sourceCounters(counters, "near").errors, 1);
+  assert.ok(isClipError(near.abortReason, "TIMEOUT"));
+});
+
+test("when every source has failed, those that were left alone are asked all the same", async () => {
+  const insistent = new FakeSource(layer, "near");
+  const near = Object.assign(new FakeSource(layer, "near"), {
+    mayEndEarly: true,
+    lastResort: insistent,
+  });
+  near.endAt = 0;
+  const far = new FakeSource(layer, "far");
+  const { race } = setUp([near, far]);
+  assert.ok((await race()).equals(layer.bytes));
+  assert.equal(insistent.requests.length, 0, "somebody else had it");
+  far.failure = new ClipError("REGISTRY_UNAVAILABLE", "down");
+  assert.ok((await race()).equals(layer.bytes));
+  assert.equal(insistent.requests.length, 1);
 });
 
 test("a source that was only slow wins when the next one fails", async () => {

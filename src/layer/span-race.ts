@@ -59,7 +59,9 @@ export async function* raceSpans(options: SpanRaceOptions): AsyncGenerator<Buffe
       }
       const { attempt, step } = winner;
       if (step !== "missed" && "bytes" in step) {
-        abandon(running.filter((other) => other !== attempt));
+        const slower = running.filter((other) => other !== attempt);
+        for (const other of slower) other.noteIfOverdue();
+        abandon(slower);
         running = [attempt];
         span++;
         // On its way while this one is being used.
@@ -87,12 +89,14 @@ export async function* raceSpans(options: SpanRaceOptions): AsyncGenerator<Buffe
 /** The sources that may still be asked. */
 class Entrants {
   readonly #sources: readonly SpanSource[];
+  readonly #lastResorts: readonly SpanSource[];
   readonly #out = new Set<SpanSource>();
   /** Those that sent wrong bytes: they are asked once more, they may have been damaged on the way. */
   readonly #second = new Set<SpanSource>();
 
   constructor(sources: readonly SpanSource[]) {
     this.#sources = sources;
+    this.#lastResorts = sources.flatMap(({ lastResort }) => lastResort ?? []);
   }
 
   /** The next one to ask besides those that are running. */
@@ -101,7 +105,8 @@ class Entrants {
       (source) => !this.#out.has(source) && !running.some((attempt) => attempt.source === source),
     );
     const fresh = free.find((source) => !this.#second.has(source));
-    return fresh ?? (running.length === 0 ? free[0] : undefined);
+    if (fresh !== undefined || running.length > 0) return fresh;
+    return free[0] ?? this.#lastResorts.find((source) => !this.#out.has(source));
   }
 
   missed(source: SpanSource): void {
@@ -109,7 +114,8 @@ class Entrants {
   }
 
   failed(source: SpanSource, corrupt: boolean): void {
-    if (corrupt && !this.#second.has(source)) this.#second.add(source);
+    const isFirst = this.#sources.includes(source) && !this.#second.has(source);
+    if (corrupt && isFirst) this.#second.add(source);
     else this.#out.add(source);
   }
 }
@@ -144,6 +150,17 @@ class Attempt {
   goOn(): void {
     this.#waitingSince = performance.now();
     this.step = this.#take();
+  }
+
+  /** Another one was faster: if this one has had its time, it has failed. */
+  noteIfOverdue(): void {
+    const { source } = this;
+    if (source.patience?.isOverdue(this.waitedMs) !== true) return;
+    sourceCounters(this.#options.counters, source.name).errors++;
+    // Whoever watches over the source learns of it by the reason.
+    this.#controller.abort(
+      new ClipError("TIMEOUT", `${source.name} was slower than the next tier`),
+    );
   }
 
   /** Ends it; resolves when it has ended. */

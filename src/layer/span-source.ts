@@ -21,6 +21,11 @@ export interface SpanSource {
   onWrong?(start: number): void;
   /** When another source is asked besides; absent: only after it has failed. */
   readonly patience?: SourcePatience;
+  /**
+   * Asks it although it is being left alone, or was found not to have what is wanted: when every
+   * source has failed there is nothing to lose.
+   */
+  readonly lastResort?: SpanSource;
 }
 
 /** How long a source may take. */
@@ -29,6 +34,8 @@ export interface SourcePatience {
   milliseconds(): number;
   /** Told when that has happened. */
   spent(): void;
+  /** Whether a source has failed that let wait for so long, and was slower than another one. */
+  isOverdue(waitedMs: number): boolean;
 }
 
 /**

@@ -90,8 +90,9 @@ class WatchingHandler implements Handler {
     if (bytesPerSecondMin === 0) return;
     const bytesMin = (bytesPerSecondMin * windowMs) / 1000;
     this.#timer = setTimeout(() => {
-      const isSlow = this.#bytesInWindow < bytesMin && !this.#wasHeld && !controller.paused;
-      if (isSlow) {
+      // Silence has a limit of its own.
+      const isSlow = this.#bytesInWindow > 0 && this.#bytesInWindow < bytesMin;
+      if (isSlow && !this.#wasHeld && !controller.paused) {
         controller.abort(new SlowAnswerError(this.#bytesInWindow, windowMs));
         return;
       }

@@ -45,6 +45,8 @@ export interface CallOptions {
 export interface ReadOptions extends CallOptions {
   /** Names of caches whose copy is known to be bad: a chain does not ask them. */
   except?: readonly string[] | undefined;
+  /** Ask also caches that are being left alone because they failed: nobody else has the bytes. */
+  insist?: boolean | undefined;
 }
 
 /** How to store. */

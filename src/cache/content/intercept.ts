@@ -14,7 +14,14 @@ import type { ContentSource } from "./content-source.ts";
 
 /** A call on its way to the cache. */
 export type Call =
-  | { operation: "read"; key: ContentKey; offset: number; bytes: number; signal: CallSignal }
+  | {
+      operation: "read";
+      key: ContentKey;
+      offset: number;
+      bytes: number;
+      insist: boolean;
+      signal: CallSignal;
+    }
   | { operation: "store"; key: ContentKey; bytes: number; signal: CallSignal }
   | { operation: "has" | "remove"; key: ContentKey; signal: CallSignal };
 
@@ -56,7 +63,10 @@ class InterceptedCache implements ContentCache {
   ): Promise<ContentHit | undefined> {
     const bytes = target.length;
     return this.#interceptor(
-      { operation: "read", key, offset, bytes, signal: options.signal },
+      {
+        ...{ operation: "read", key, offset, bytes, insist: options.insist === true },
+        signal: options.signal,
+      },
       (signal) => this.#cache.read(key, offset, target, { ...options, signal }),
     );
   }

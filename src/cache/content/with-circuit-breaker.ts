@@ -39,7 +39,8 @@ export interface BreakerOptions extends BreakerLimits {
  * The same cache with a circuit breaker: after failures in a row its calls fail at once with
  * CACHE_UNAVAILABLE (`context.skipped`), so that a dead tier costs nothing. When the time is up one
  * call is let through as a probe (before a store, a `has`); its outcome decides. Failures are
- * CACHE_UNAVAILABLE, CACHE_DENIED and TIMEOUT; a cache that answers otherwise is alive.
+ * CACHE_UNAVAILABLE, CACHE_DENIED and TIMEOUT; a cache that answers otherwise is alive. A read that
+ * insists is always let through, and as good as a probe.
  */
 export function withCircuitBreaker(cache: ContentCache, options: BreakerOptions): ContentCache {
   const breaker = new Breaker(cache.name, options);
@@ -76,8 +77,9 @@ class Breaker {
   }
 
   async run<Value>(call: Call, work: () => Promise<Value>): Promise<Value> {
-    const probe = !this.closed;
-    if (probe) this.#enterProbe();
+    const isInsistent = call.operation === "read" && call.insist;
+    const probe = !this.closed && !(isInsistent && this.#probing);
+    if (probe) this.#enterProbe(isInsistent);
     const started = this.#now();
     try {
       const value = await work();
@@ -92,9 +94,9 @@ class Breaker {
     }
   }
 
-  #enterProbe(): void {
+  #enterProbe(isInsistent: boolean): void {
     const leftMs = Math.ceil(this.#openUntil - this.#now());
-    if (leftMs > 0 || this.#probing) {
+    if (!isInsistent && (leftMs > 0 || this.#probing)) {
       throw cacheError("CACHE_UNAVAILABLE", this.#name, "skipped, because it failed or was slow", {
         ...(this.#lastError === undefined ? {} : { cause: this.#lastError }),
         context: { skipped: true, leftMs: Math.max(leftMs, 0) },

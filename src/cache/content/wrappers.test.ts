@@ -203,6 +203,22 @@ describe("a circuit breaker", () => {
     );
   });
 
+  test("lets a read through that insists, and closes when it succeeds", async () => {
+    const { memory, cache, changes } = guarded();
+    memory.before = down;
+    for (let call = 0; call < 3; call++) await fails(cache);
+    const read = (insist: boolean) => cache.read(freshKey(), 0, Buffer.alloc(1), { insist });
+    await assert.rejects(read(true), (error) => isClipError(error, "CACHE_UNAVAILABLE"));
+    assert.equal(memory.calls.length, 4);
+    memory.before = up;
+    await assert.rejects(read(false), (error) => isClipError(error, "CACHE_UNAVAILABLE"));
+    assert.equal(await read(true), undefined);
+    assert.deepEqual(
+      changes.map(({ state }) => state),
+      ["open", "closed"],
+    );
+  });
+
   test("stays closed while successes, misses and faults of other kinds come between", async () => {
     const { memory, cache, changes } = guarded();
     for (let round = 0; round < 4; round++) {

@@ -27,6 +27,8 @@ export interface CachedSourceOptions {
   log: Log;
   /** Told when the copy of a cache was wrong. */
   onWrong: (head: LayerHead, cache: string) => void;
+  /** Ask although it failed or missed just before. */
+  insist?: boolean;
 }
 
 /** Bytes that came, and from which cache. */
@@ -41,6 +43,7 @@ export class CachedSource implements SpanSource {
   readonly name = "content_cache";
   readonly mayEndEarly = true;
   readonly patience: Hedge;
+  readonly lastResort?: CachedSource;
   readonly #options: CachedSourceOptions;
   readonly #key: ContentKey;
   readonly #logged: CachedLayer;
@@ -59,11 +62,13 @@ export class CachedSource implements SpanSource {
       this.#starts[at] = checkpoint.uncompressedOffset;
     }
     this.#starts[head.spans.length] = head.uncompressedSize;
+    if (options.insist !== true) this.lastResort = new CachedSource({ ...options, insist: true });
   }
 
   /** @throws ClipError CACHE_*, TIMEOUT, ABORTED, CLOSED */
   async *stream(start: number, end: number, signal: AbortSignal): AsyncGenerator<Buffer> {
-    if (!this.#options.objects.isWorthAsking(this.#key)) return;
+    const { objects, insist = false } = this.#options;
+    if (!objects.isWorthAsking(this.#key, insist)) return;
     const controller = new AbortController();
     const either = AbortSignal.any([signal, controller.signal]);
     const running: Promise<Piece | undefined>[] = [];
@@ -107,7 +112,7 @@ export class CachedSource implements SpanSource {
 
   /** Undefined when it is not there, or the caches are being left alone. */
   async #read(start: number, end: number, signal: AbortSignal): Promise<Piece | undefined> {
-    const { cache, objects, hedge, log } = this.#options;
+    const { cache, objects, hedge, insist, log } = this.#options;
     const range = { offset: start, length: end - start };
     rangeReadTried(log, this.#logged, range);
     const startedAt = performance.now();
@@ -115,7 +120,7 @@ export class CachedSource implements SpanSource {
     const bytes = Buffer.allocUnsafeSlow(range.length);
     try {
       const except = objects.wrongCopies(this.#key);
-      const hit = await cache.read(this.#key, start, bytes, { signal, except });
+      const hit = await cache.read(this.#key, start, bytes, { signal, except, insist });
       if (hit === undefined) {
         objects.noteMiss(this.#key);
         rangeReadMissed(log, this.#logged, { ...range, durationMs: durationMs() });

@@ -37,6 +37,10 @@ export class Hedge implements SourcePatience {
     return Math.min(this.#msMax, Math.max(this.#msMin, 2 * usual));
   }
 
+  isOverdue(waitedMs: number): boolean {
+    return waitedMs >= this.#msMax;
+  }
+
   spent(): void {
     this.#allowance = Math.max(0, this.#allowance - 1);
   }

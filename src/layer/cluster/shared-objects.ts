@@ -52,11 +52,11 @@ export class SharedObjects {
     return { layer: layer.layerDigest, cacheKey: digestKey(this.#digestOf(layer)) };
   }
 
-  /** Whether it makes sense to ask for the object now. */
-  isWorthAsking(key: ContentKey): boolean {
+  /** Whether it makes sense to ask for the object now; or, if need be, although it was just missed. */
+  isWorthAsking(key: ContentKey, insist = false): boolean {
     const known = this.#known.get(key);
     if (known === undefined) return true;
-    if (this.#now() - known.missedAt < missedMs) return false;
+    if (!insist && this.#now() - known.missedAt < missedMs) return false;
     return this.wrongCopies(key).length < this.#members.length;
   }
 
