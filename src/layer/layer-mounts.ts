@@ -27,6 +27,8 @@ export type MountBacking = "fuse" | "local";
 export class LayerMounts {
   readonly #options: LayerMountsOptions;
   readonly #live = new Map<number, MountRecord>();
+  /** Layers of which an earlier run left several mounts, one over the other. */
+  readonly #covered = new Set<number>();
   #fuseDevice = "";
 
   constructor(options: LayerMountsOptions) {
@@ -49,16 +51,18 @@ export class LayerMounts {
         record !== undefined &&
         record.device === entries.at(-1)?.device &&
         (record.backing === "local" || record.backing === this.#fuseDevice);
+      // A container may be using the one below, which read from the session.
+      if (entries.length > 1) this.#covered.add(number);
       if (alive) this.#live.set(number, record);
       else await this.#detach(number, entries.length);
       log.debug({ number, alive }, "found the mount of a layer");
     }
   }
 
-  /** Layers whose mounts were taken over and read from the FUSE session. */
+  /** Layers with mounts that were taken over and may read from the FUSE session. */
   servedByFuse(): number[] {
     return [...this.#live].flatMap(([number, { backing }]) =>
-      backing === "local" ? [] : [number],
+      backing === "local" && !this.#covered.has(number) ? [] : [number],
     );
   }
 
