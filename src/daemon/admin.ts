@@ -33,7 +33,7 @@ export function adminActions({ config, layers, log }: AdminParts): Record<string
     [verifyCachePath]: ({ parameters, progress, signal }) => {
       const { layer, repair } = isRecord(parameters) ? parameters : {};
       return layers.verifyCache({
-        ...(layer === undefined ? {} : { layer: parseDigest(String(layer)) }),
+        ...(typeof layer === "string" ? { layer: parseDigest(layer) } : {}),
         repair: repair === true,
         signal,
         onProgress: (digest, at, count) => progress({ layer: digest, at, count }),

@@ -17,7 +17,7 @@ export interface SpansOnDisk {
 /** How the disk is read. */
 export interface CheckPace {
   /** Waits before so many bytes are read. */
-  before(bytes: number, signal: AbortSignal): Promise<void>;
+  before: (bytes: number, signal: AbortSignal) => Promise<void>;
   signal: AbortSignal;
 }
 
