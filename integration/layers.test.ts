@@ -1,11 +1,20 @@
 /** Layers over the real kernel and a real registry, in both ways of mounting. */
 import assert from "node:assert/strict";
 import { createHash, randomBytes } from "node:crypto";
-import { copyFile, mkdir, readdir, readFile, symlink, writeFile } from "node:fs/promises";
+import {
+  copyFile,
+  mkdir,
+  readdir,
+  readFile,
+  readlink,
+  rm,
+  symlink,
+  writeFile,
+} from "node:fs/promises";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Digest } from "../src/base/digest.ts";
+import { digestKey, type Digest } from "../src/base/digest.ts";
 import { createImageIndex } from "../src/index/create.ts";
 import type { LayerTarget } from "../src/layer/target.ts";
 import { RegistryClient } from "../src/registry/client.ts";
@@ -133,6 +142,9 @@ for (const mode of ["erofs", "fuse"] as const) {
         const after = session.requestCounts();
         if (mode === "erofs") assert.deepEqual(after, before, "metadata is the kernel's");
         await assertSameTree(path, source);
+        const root = await layers.rootOf(number);
+        const shown = await run("stat", ["-c", "%f %u %g", path]);
+        assert.equal(shown, `${root.mode.toString(16)} ${root.uid} ${root.gid}`);
         assert.equal(layers.counters.readErrors, 0);
         assert.equal(
           await sha256(join(path, "usr/large")),
@@ -282,6 +294,67 @@ test("a mount of a complete layer survives a restart", async () => {
   }
   assert.deepEqual(await mountsBelow(directory), []);
 });
+
+test("a layer that is made ready anew from another blob leaves nothing of the first on disk", async () => {
+  const target = await push("first-blob", true);
+  const other = await push("second-blob", true, "gzip -1");
+  const directory = await sandbox.subdirectory("blobs");
+  const first = await openNode(directory, { mode: "erofs" });
+  const number = await first.layers.ensure(target);
+  await sha256(join((await first.layers.mount(number)).path, "usr/large"));
+  await first.close();
+  const root = join(directory, "root");
+  for (const place of ["index", "meta"]) await rm(join(root, place), { recursive: true });
+  const second = await openNode(directory, { mode: "erofs" });
+  try {
+    assert.equal(await second.layers.ensure(other), number);
+    await assertSameTree((await second.layers.mount(number)).path, source);
+    for (const place of ["cache", "meta"]) {
+      const names = await readdir(join(root, place));
+      assert.ok(names.length > 0);
+      assert.deepEqual(
+        names.filter((name) => !name.startsWith(digestKey(other.layerDigest))),
+        [],
+        place,
+      );
+    }
+  } finally {
+    await second.close();
+  }
+});
+
+test("nothing of other blobs stays open when a layer is let go", async () => {
+  const target = await push("open-blob", true);
+  const other = await push("open-other", true, "gzip -1");
+  const directory = await sandbox.subdirectory("open");
+  const node = await openNode(directory, { mode: "erofs" });
+  try {
+    const number = await node.layers.ensure(target);
+    await node.layers.ensure(other);
+    const { path } = await node.layers.mount(number);
+    registry.interfere((request, response) => {
+      if (request.url?.startsWith("/v2/open-blob/blobs/") !== true) return false;
+      response.writeHead(404).end("{}");
+      return true;
+    });
+    assert.equal(await sha256(join(path, "usr/large")), await sha256(join(source, "usr/large")));
+    await node.indexes.settled();
+    const index = join(directory, "root/index");
+    assert.ok((await openBelow(index)).includes(join(index, digestKey(other.layerDigest))));
+    await node.layers.release(number);
+    assert.deepEqual(await openBelow(index), []);
+  } finally {
+    registry.interfere(undefined);
+    await node.close();
+  }
+});
+
+/** Files below a directory that this process has open. */
+async function openBelow(directory: string): Promise<string[]> {
+  const names = await readdir("/proc/self/fd");
+  const paths = names.map((name) => readlink(`/proc/self/fd/${name}`).catch(() => ""));
+  return (await Promise.all(paths)).filter((path) => path.startsWith(directory));
+}
 
 test("when a registry has lost a layer, another repository and another blob stand in", async () => {
   const target = await push("lost", true);

@@ -57,3 +57,10 @@ export interface MountedLayer {
   /** It hides everything below it. */
   opaqueRoot: boolean;
 }
+
+/** What a directory is like; the file type in the mode does not matter. */
+export interface RootAttributes {
+  mode: number;
+  uid: number;
+  gid: number;
+}

@@ -25,7 +25,7 @@ import { LayerMounts } from "./layer-mounts.ts";
 import { LayerParts } from "./layer-parts.ts";
 import { LayerPreparer } from "./layer-preparer.ts";
 import { layerStatus, type LayerQueues, type LayerStatus } from "./layer-status.ts";
-import type { LayersOptions, MountedLayer } from "./layers-options.ts";
+import type { LayersOptions, MountedLayer, RootAttributes } from "./layers-options.ts";
 import { MetaImages } from "./meta-images.ts";
 import type { MountMode } from "./mount-mode.ts";
 import { LayerRecords, type LayerRecord } from "./records.ts";
@@ -106,15 +106,9 @@ export class Layers {
     const preparer = new LayerPreparer({
       ...cluster,
       checksLater: options.backgroundFillDelayMs !== undefined,
-      registry,
-      indexes: trusted,
       ...(this.#lookup === undefined ? {} : { lookup: this.#lookup }),
-      cache,
-      metaImages: this.#metaImages,
-      records,
-      counters,
-      activity,
-      log,
+      ...{ registry, cache, records, counters, activity, log },
+      ...{ indexes: trusted, metaImages: this.#metaImages },
       spanBytes: options.spanBytes ?? MiB,
       pulls: this.#pulls,
       pullConnections: options.pullConnections ?? 4,
@@ -124,15 +118,8 @@ export class Layers {
     });
     this.#active = new ActiveLayers({
       ...cluster,
-      session,
-      registry,
-      cache,
-      records,
-      budget: this.#budget,
-      activity,
-      counters,
-      pulls: this.#pulls,
-      log,
+      ...{ session, registry, cache, records, activity, counters, log },
+      ...{ budget: this.#budget, pulls: this.#pulls },
       openAlternate: (record, digest, signal) => this.#parts.openAlternate(record, digest, signal),
       reopen: (record) => this.#upkeep.reopen(record),
       onLost: (blob) => this.#fill?.schedule(blob),
@@ -259,6 +246,17 @@ export class Layers {
       `directories without an entry of their own, as ${JSON.stringify(path.toString())}, take ` +
         "mode and owner from the layers below",
     );
+  }
+
+  /**
+   * Mode and owner of the root of a layer. They come from its metadata image: nothing in this
+   * process may look at a tree that it serves.
+   * @throws what {@link Layers.mount} throws
+   */
+  async rootOf(number: number): Promise<RootAttributes> {
+    const image = await this.#imageOf(number);
+    const { mode, uid, gid } = image.inode(image.rootNid);
+    return { mode, uid, gid };
   }
 
   /** What of a layer is really on this node's disk, and how many inodes it has. */
@@ -392,13 +390,15 @@ export class Layers {
   }
 
   async *#imagesOf(numbers: readonly number[]): AsyncGenerator<ErofsReader> {
-    for (const number of numbers) {
-      const image = await this.#withLayer(number, async (record) => {
-        await this.#parts.ensureImage(record);
-        return this.#metaImages.load(record.layerDigest);
-      });
-      yield new ErofsReader(Buffer.from(image));
-    }
+    for (const number of numbers) yield await this.#imageOf(number);
+  }
+
+  async #imageOf(number: number): Promise<ErofsReader> {
+    const image = await this.#withLayer(number, async (record) => {
+      await this.#parts.ensureImage(record);
+      return this.#metaImages.load(record.layerDigest);
+    });
+    return new ErofsReader(Buffer.from(image));
   }
 
   async #ensureNow(target: LayerTarget, signal: AbortSignal): Promise<number> {

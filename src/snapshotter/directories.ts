@@ -7,6 +7,7 @@ import { chmod, chown, mkdir, readdir, rename, rm, stat } from "node:fs/promises
 import { join } from "node:path";
 import { ClipError, describeError } from "../base/errors.ts";
 import { asDiskError } from "../cache/files.ts";
+import type { RootAttributes } from "../layer/layers-options.ts";
 import type { Log } from "../telemetry/log.ts";
 import { detachMountsBelow } from "../os/mount-table.ts";
 import type { UpperDirectories } from "./mounts.ts";
@@ -52,7 +53,7 @@ export class SnapshotDirectories {
    * of its topmost layer, so they are those of the parent's root, `like`.
    * @throws ClipError DISK_FULL
    */
-  async create(id: number, like: string | undefined): Promise<UpperDirectories> {
+  async create(id: number, like: RootAttributes | undefined): Promise<UpperDirectories> {
     const directories = this.of(id);
     try {
       await mkdir(directories.upper, { mode: 0o700 });
@@ -61,11 +62,15 @@ export class SnapshotDirectories {
       throw asDiskError(error);
     }
     if (like !== undefined) {
-      const parent = await stat(like);
-      await chown(directories.upper, parent.uid, parent.gid);
-      await chmod(directories.upper, parent.mode & 0o7777);
+      await chown(directories.upper, like.uid, like.gid);
+      await chmod(directories.upper, like.mode & 0o7777);
     } else await chmod(directories.upper, 0o755);
     return directories;
+  }
+
+  /** Mode and owner of the root of a snapshot that has directories. */
+  rootOf(id: number): Promise<RootAttributes> {
+    return stat(this.of(id).upper);
   }
 
   /** Gets rid of the directories of a snapshot, if it has any; they are deleted later. */

@@ -1,5 +1,6 @@
 /** What the snapshotter needs of others to serve layers on demand. */
 import type { ResolvedImage, ResolveRequest } from "../containerd/resolved-image.ts";
+import type { RootAttributes } from "../layer/layers-options.ts";
 import type { LayerTarget } from "../layer/target.ts";
 import type { LowerDirectory } from "./mounts.ts";
 import type { SnapshotUsage } from "./snapshot.ts";
@@ -12,6 +13,8 @@ export interface RemoteLayers {
   ensure(target: LayerTarget, signal: AbortSignal): Promise<number>;
   /** Mounts a layer if it is not mounted; where. Also works after a restart. */
   mount(layer: number): Promise<LowerDirectory>;
+  /** Mode and owner of the root of a layer: its mount must not be asked, this process may serve it. */
+  rootOf(layer: number): Promise<RootAttributes>;
   /**
    * Checks that a layer may be shown over these, the topmost first.
    * @throws ClipError LAYER_UNSUPPORTED when it would look otherwise than unpacked over them

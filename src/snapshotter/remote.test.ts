@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { mkdtempSync, rmSync } from "node:fs";
+import { stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test, type TestContext } from "node:test";
@@ -20,7 +21,7 @@ after(() => rmSync(directory, { recursive: true, force: true }));
 class FakeLayers implements RemoteLayers {
   readonly calls: string[] = [];
   readonly known = new Set<number>();
-  readonly path: string;
+  path: string;
   ensureHook: (target: LayerTarget, signal: AbortSignal) => Promise<void> = () => Promise.resolve();
   mountHook: () => void = () => {};
   checkHook: () => void = () => {};
@@ -49,6 +50,10 @@ class FakeLayers implements RemoteLayers {
   mount(layer: number): Promise<{ path: string; opaqueRoot: boolean }> {
     this.mountHook();
     return Promise.resolve({ path: join(this.path), opaqueRoot: this.opaque.has(layer) });
+  }
+
+  rootOf(layer: number): Promise<{ mode: number; uid: number; gid: number }> {
+    return Promise.resolve({ mode: 0o41770 + layer, uid: 1000 + layer, gid: 2000 + layer });
   }
 
   usage(layer: number): Promise<{ bytes: number; inodes: number }> {
@@ -379,4 +384,19 @@ test("a remote snapshot's usage is that of its layer, and its content that of th
   const mount = await snapshotter.view(request, signal);
   assert.deepEqual(mount, { type: "bind", source: directory, options: ["ro", "rbind"] });
   assert.deepEqual(await snapshotter.usage("v", signal), { bytes: 0, inodes: 0 });
+});
+
+test("the root of a container is like that of its topmost layer, whose mount nobody looks at", async (context) => {
+  const { prepare, snapshotter, layers, root } = await start(context);
+  const [lowest] = await pull(prepare);
+  assert.ok(lowest !== undefined);
+  // Whoever would look there would fail.
+  layers.path = join(root, "nothing", "here");
+  const { signal } = new AbortController();
+  const request = { key: "c", parent: lowest.name, labels: new Map(), namespace: undefined };
+  const { options } = await snapshotter.prepare(request, signal);
+  assert.ok(options.includes(`lowerdir=${layers.path}`));
+  const upper = options.find((option) => option.startsWith("upperdir="))?.slice(9) ?? "";
+  const { mode, uid, gid } = await stat(upper);
+  assert.deepEqual([mode & 0o7777, uid, gid], [0o1771, 1001, 2001]);
 });

@@ -189,6 +189,7 @@ test("a cancelled Prepare aborts what it waits for; closing does so at its deadl
       ensure: unused,
       checkOver: unused,
       mount: unused,
+      rootOf: unused,
       usage: unused,
       numbers: unused,
       release: unused,

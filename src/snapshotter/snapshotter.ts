@@ -2,6 +2,7 @@
 import { join } from "node:path";
 import { abortable } from "../base/concurrency.ts";
 import { ClipError, describeError } from "../base/errors.ts";
+import type { RootAttributes } from "../layer/layers-options.ts";
 import type { Log } from "../telemetry/log.ts";
 import { createRoot, SnapshotDirectories } from "./directories.ts";
 import { UsageMeter } from "./disk-usage.ts";
@@ -230,7 +231,9 @@ export class Snapshotter {
     const withDirectories = hasDirectories({ kind, parent, layer: undefined });
     try {
       let own: UpperDirectories | undefined;
-      if (withDirectories) own = await this.#directories.create(id, lowers[0]?.path);
+      if (withDirectories) {
+        own = await this.#directories.create(id, await this.#rootOf(below, signal));
+      }
       const mount = mountOf({ own, readOnly: kind === "view", lowers });
       if (signal.aborted) throw new ClipError("ABORTED", "the caller gave up");
       this.#store.create({ id, key, kind, parent, labels });
@@ -239,6 +242,17 @@ export class Snapshotter {
       if (withDirectories) this.#discard(id);
       throw error;
     }
+  }
+
+  /** What the root of a committed snapshot is like. */
+  async #rootOf(
+    snapshot: Snapshot | undefined,
+    signal: AbortSignal,
+  ): Promise<RootAttributes | undefined> {
+    if (snapshot === undefined) return undefined;
+    const { id, layer } = snapshot;
+    if (layer === undefined) return this.#directories.rootOf(id);
+    return this.#layers && abortable(this.#layers.rootOf(layer), signal);
   }
 
   /** The directories of committed snapshots, with layers mounted that are served on demand. */
