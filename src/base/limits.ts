@@ -40,3 +40,33 @@ export const manifestBytesMax = 4 * MiB;
 export const overlayLayersMax = 500;
 /** Largest gRPC message, as containerd's client allows. */
 export const grpcMessageBytesMax = 16 * MiB;
+
+/** Largest head of a layer index: it has digests and sizes only. */
+export const indexHeadBytesMax = 64 * KiB;
+/** Largest section of a layer index, decoded: it is in memory as a whole. */
+export const indexSectionBytesMax = 512 * MiB;
+/** Most bytes of all paths of an index: paths that share their beginnings could swell without bound. */
+export const indexPathsBytesMax = GiB;
+/** Largest layer index that is taken from the content cache: it is in memory as a whole. */
+export const sharedIndexBytesMax = 256 * MiB;
+/** Largest span map of the disk cache: a byte a span is more than any layer within the limits has. */
+export const spanMapBytesMax = 64 * MiB;
+
+/** Most published indexes of an image that are looked at: each costs a request. */
+export const referrersMax = 16;
+/** Most pages of a list of referrers. */
+export const referrersPagesMax = 32;
+/** Most redirects of one request to a registry. */
+export const redirectsMax = 5;
+/** Most that is read of a registry's error. */
+export const registryErrorBytesMax = 64 * KiB;
+/** Largest answer of a token service. */
+export const tokenAnswerBytesMax = MiB;
+/** Largest answer of a credential helper. */
+export const helperAnswerBytesMax = 64 * KiB;
+
+/** Largest head of a request for metrics, and of what comes with one that has something done. */
+export const telemetryHeaderBytesMax = 8 * KiB;
+export const actionParametersBytesMax = 64 * KiB;
+/** Most connections of those who ask for metrics. */
+export const telemetryConnectionsMax = 32;

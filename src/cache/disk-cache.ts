@@ -15,6 +15,7 @@ import { steadyNow } from "../base/clock.ts";
 import { digestFromKey, digestKey, type Digest } from "../base/digest.ts";
 import { ClipError, describeError } from "../base/errors.ts";
 import { KeyedQueue } from "../base/keyed-queue.ts";
+import { spanMapBytesMax } from "../base/limits.ts";
 import { punchHole } from "../os/libc.ts";
 import type { Log } from "../telemetry/log.ts";
 import { DiskSpace, type DiskLimits, type FileOnDisk } from "./disk-space.ts";
@@ -31,8 +32,6 @@ import {
 /** What the file of a span map has behind the name of its layer's file. */
 export const mapSuffix = ".spans";
 const pullSuffix = ".pull";
-/** A byte a span: more than any layer within the limits has. */
-const spanMapBytesMax = 64 * 1024 * 1024;
 
 /** Where the disk cache is kept. */
 export interface DiskCacheOptions {

@@ -3,6 +3,7 @@ import {
   deviceMajorMax,
   deviceMinorMax,
   idMax,
+  indexPathsBytesMax,
   layerEntriesMax,
   nameBytesMax,
   pathBytesMax,
@@ -23,8 +24,6 @@ const types: readonly EntryType[] = [
   "fifo",
 ];
 const none: Buffer = Buffer.alloc(0);
-// Paths that share their beginnings could swell without bound.
-const pathBytesTotalMax = 1024 * 1024 * 1024;
 
 /** The encoded entries of a tar, in its order. */
 export function encodeFileTable(entries: readonly TarEntry[]): Buffer {
@@ -162,7 +161,7 @@ function decodePaths({ pathShared, pathRest, pathBytes }: FilesMessage): Buffer[
     checkLimit(length, pathBytesMax, "the length of a path");
     total += length;
   }
-  checkLimit(total, pathBytesTotalMax, "the length of all paths");
+  checkLimit(total, indexPathsBytesMax, "the length of all paths");
   const all = Buffer.allocUnsafeSlow(total);
   const source = Buffer.from(pathBytes.buffer, pathBytes.byteOffset, pathBytes.length);
   let taken = 0;

@@ -1,7 +1,12 @@
 /** The layout of an encoded layer index: a fixed beginning, the head, the sections. */
 import { type Digest, digestBytes, digestFromBytes, digestOf } from "../base/digest.ts";
 import { ClipError } from "../base/errors.ts";
-import { indexBytesMax, layerBytesMax } from "../base/limits.ts";
+import {
+  indexBytesMax,
+  indexHeadBytesMax,
+  indexSectionBytesMax,
+  layerBytesMax,
+} from "../base/limits.ts";
 import {
   encodings,
   type Packed,
@@ -21,8 +26,6 @@ const preambleBytes = 16;
 
 const magic = Buffer.from("clipidx\0");
 const version = 1;
-const headBytesMax = 64 * 1024;
-const sectionBytesMax = 512 * 1024 * 1024;
 /** The spans are decoded in the main thread; as many as there may be take less. */
 const spansBytesMax = 64 * 1024 * 1024;
 
@@ -93,7 +96,7 @@ export function decodePreamble(bytes: Buffer): number {
     });
   }
   const length = bytes.readUInt32LE(12);
-  checkLimit(length, headBytesMax, "the length of the head");
+  checkLimit(length, indexHeadBytesMax, "the length of the head");
   return preambleBytes + length;
 }
 
@@ -108,7 +111,7 @@ export function decodeHead(bytes: Buffer): IndexHead {
   let offset = bytes.length;
   const place = (
     section: SectionMessage | null | undefined,
-    bytesMax = sectionBytesMax,
+    bytesMax = indexSectionBytesMax,
   ): Section => {
     check(section != null && section.digest.length === 32, "a section is missing");
     const storedLength = narrow(section.storedLength);

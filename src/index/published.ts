@@ -4,7 +4,7 @@
  */
 import { type Digest, digestOf, isDigest } from "../base/digest.ts";
 import { describeError, isClipError } from "../base/errors.ts";
-import { indexBytesMax } from "../base/limits.ts";
+import { indexBytesMax, referrersMax } from "../base/limits.ts";
 import type { RangeSource } from "../base/range.ts";
 import type { RegistryClient } from "../registry/client.ts";
 import {
@@ -32,8 +32,6 @@ const annotationKeys = {
 } as const;
 const createdKey = "org.opencontainers.image.created";
 
-// Each referrer costs a request; somebody may have pushed thousands.
-const referrersMax = 16;
 const prefixBytesDefault = 64 * 1024;
 const emptyConfig = Buffer.from("{}");
 

@@ -1,7 +1,7 @@
 /** Small content of a repository: manifests, configs, referrers. Always checked, never large. */
 import { type Digest, digestOf, isDigest } from "../base/digest.ts";
 import { isClipError } from "../base/errors.ts";
-import { manifestBytesMax } from "../base/limits.ts";
+import { manifestBytesMax, referrersPagesMax } from "../base/limits.ts";
 import { registryError, type Subject } from "./failure.ts";
 import { discardBody, isTransientFault, networkError, readBody } from "./http.ts";
 import {
@@ -30,7 +30,6 @@ const accept = [
   mediaTypes.dockerManifest,
   mediaTypes.dockerIndex,
 ].join(", ");
-const referrersPagesMax = 32;
 
 /**
  * The manifest with this tag or digest.

@@ -2,10 +2,10 @@
 import { spawn } from "node:child_process";
 import * as v from "valibot";
 import { ClipError } from "../base/errors.ts";
+import { helperAnswerBytesMax } from "../base/limits.ts";
 import type { Credentials } from "./credentials.ts";
 
 const timeoutMs = 20_000;
-const outputBytesMax = 64 * 1024;
 const answerSchema = v.object({ Username: v.string(), Secret: v.string() });
 
 /**
@@ -52,7 +52,7 @@ function run(
     });
     let output = "";
     child.stdout.setEncoding("utf8").on("data", (text: string) => {
-      if (output.length < outputBytesMax) output += text;
+      if (output.length < helperAnswerBytesMax) output += text;
     });
     // A helper that ends without reading its input is its own business.
     child.stdin.on("error", () => {}).end(server);

@@ -2,6 +2,7 @@
 import { type Dispatcher, request } from "undici";
 import * as v from "valibot";
 import { ClipError } from "../base/errors.ts";
+import { redirectsMax, registryErrorBytesMax } from "../base/limits.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { Authorizer } from "./authorizer.ts";
 import { parseChallenges } from "./challenge.ts";
@@ -35,8 +36,6 @@ export interface RegistryResponse {
   url: URL;
 }
 
-const redirectsMax = 5;
-const errorBytesMax = 64 * 1024;
 // The wait for an answer begins with the first byte that is sent.
 const uploadTimeoutMs = 300_000;
 const userAgent = "clip/0.1";
@@ -93,7 +92,7 @@ export class Session {
 
   /** The error for an answer that is not what was hoped for; takes its body. */
   async failure(response: RegistryResponse, subject: Subject): Promise<ClipError> {
-    const reason = await readBody(response.body, errorBytesMax, subject).then(
+    const reason = await readBody(response.body, registryErrorBytesMax, subject).then(
       errorReason,
       () => undefined,
     );
@@ -118,7 +117,7 @@ export class Session {
       ? await this.#authorizer.authorization(scope, subject, signal)
       : undefined;
     if (renewed === undefined || renewed === authorization) return response;
-    await response.body.dump({ limit: errorBytesMax });
+    await response.body.dump({ limit: registryErrorBytesMax });
     return this.#redirected(wanted, renewed);
   }
 
@@ -140,7 +139,7 @@ export class Session {
         const header = (name: string) => [headers[name]].flat()[0];
         return { status, url, body, header, headers: (name) => headers[name] };
       }
-      await body.dump({ limit: errorBytesMax });
+      await body.dump({ limit: registryErrorBytesMax });
       url = this.#target(location, url, wanted.subject);
     }
     throw registryError("REGISTRY_PROTOCOL", "too many redirects", wanted.subject, {

@@ -2,6 +2,7 @@
 import { type Dispatcher, request } from "undici";
 import * as v from "valibot";
 import { isClipError } from "../base/errors.ts";
+import { tokenAnswerBytesMax } from "../base/limits.ts";
 import type { Credentials } from "./credentials.ts";
 import { registryError, statusError, type Subject } from "./failure.ts";
 import { networkError, readBody } from "./http.ts";
@@ -26,7 +27,6 @@ export interface TokenRequest {
   signal: AbortSignal;
 }
 
-const answerBytesMax = 1024 * 1024;
 // The specification's default where the service does not say.
 const lifetimeSecondsDefault = 60;
 const answerSchema = v.object({
@@ -63,7 +63,7 @@ async function ask(wanted: TokenRequest): Promise<Answer> {
   const { subject, realm, dispatcher, signal } = wanted;
   const response = await request(...form(wanted, { dispatcher, signal }));
   const status = response.statusCode;
-  const body = await readBody(response.body, answerBytesMax, subject);
+  const body = await readBody(response.body, tokenAnswerBytesMax, subject);
   if (isTransientStatus(status)) {
     const header = response.headers["retry-after"];
     return {

@@ -4,6 +4,7 @@
  */
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { ClipError, describeError, isClipError, type ErrorCode } from "../base/errors.ts";
+import { actionParametersBytesMax } from "../base/limits.ts";
 import type { Log } from "./log.ts";
 
 /** How an action is called. */
@@ -24,8 +25,6 @@ export type ActionLine =
   | { progress: unknown }
   | { result: unknown }
   | { error: { code?: ErrorCode; message: string; hint?: string } };
-
-const parametersBytesMax = 64 * 1024;
 
 /** Actions by path, each of which runs once at a time. */
 export class Actions {
@@ -99,8 +98,11 @@ async function readParameters(request: IncomingMessage): Promise<unknown> {
   let bytes = 0;
   for await (const part of request as AsyncIterable<Buffer>) {
     bytes += part.length;
-    if (bytes > parametersBytesMax) {
-      throw new ClipError("LIMIT_EXCEEDED", `more than ${parametersBytesMax} bytes were sent`);
+    if (bytes > actionParametersBytesMax) {
+      throw new ClipError(
+        "LIMIT_EXCEEDED",
+        `more than ${actionParametersBytesMax} bytes were sent`,
+      );
     }
     parts.push(part);
   }

@@ -8,6 +8,7 @@ import type { ListenOptions } from "node:net";
 import { SingleFlight } from "../base/concurrency.ts";
 import { assert, ClipError, describeError } from "../base/errors.ts";
 import { PrivateSocket } from "../base/private-socket.ts";
+import { telemetryConnectionsMax, telemetryHeaderBytesMax } from "../base/limits.ts";
 import { Actions, type Action } from "./actions.ts";
 import type { Log } from "./log.ts";
 
@@ -34,11 +35,9 @@ export interface TelemetryServerOptions {
   pageTimeoutMs?: number;
 }
 
-const headerBytesMax = 8 * 1024;
 const requestTimeoutMs = 5_000;
 /** Longest time without a byte moving. */
 const idleTimeoutMs = 30_000;
-const connectionsMax = 32;
 
 /** A server that is listening. */
 export class TelemetryServer {
@@ -99,14 +98,14 @@ export class TelemetryServer {
   async #listen(where: ListenOptions, actions?: Actions): Promise<Server> {
     const server = createServer(
       {
-        maxHeaderSize: headerBytesMax,
+        maxHeaderSize: telemetryHeaderBytesMax,
         headersTimeout: requestTimeoutMs,
         requestTimeout: requestTimeoutMs,
         connectionsCheckingInterval: 1_000,
       },
       (request, response) => void this.#answer(request, response, actions),
     );
-    server.maxConnections = connectionsMax;
+    server.maxConnections = telemetryConnectionsMax;
     server.setTimeout(idleTimeoutMs);
     // It must not keep a process alive that has nothing else to do.
     server.unref();

@@ -1,6 +1,7 @@
 /** Stores layers in the content cache, one after the other, behind the readers. */
 import { steadyNow } from "../../base/clock.ts";
 import { describeError, isClipError } from "../../base/errors.ts";
+import { sharedIndexBytesMax } from "../../base/limits.ts";
 import {
   isWorthRetrying,
   type ContentCache,
@@ -13,7 +14,7 @@ import type { Log } from "../../telemetry/log.ts";
 import type { DemandActivity } from "../demand-activity.ts";
 import type { ClusterCounters, SharedLayer } from "./cluster-options.ts";
 import { layerContent } from "./layer-content.ts";
-import { sealIndex, sharedIndexBytesMax } from "./sealed-index.ts";
+import { sealIndex } from "./sealed-index.ts";
 import type { SharedObjects } from "./shared-objects.ts";
 import type { QueuedStore, StoreQueue } from "./store-queue.ts";
 

@@ -6,11 +6,10 @@
 import { createHmac, timingSafeEqual } from "node:crypto";
 import { digestBytes, type Digest } from "../../base/digest.ts";
 import { ClipError } from "../../base/errors.ts";
+import { sharedIndexBytesMax } from "../../base/limits.ts";
 
 /** Bytes that every object has. Whoever reads as many gets small indexes in one request. */
 export const sealedBytesMin = 64 * 1024;
-/** Larger indexes are not shared. */
-export const sharedIndexBytesMax = 256 * 1024 * 1024;
 
 const magic = Buffer.from("clipseal");
 const version = 1;
