@@ -1,6 +1,6 @@
 /** The part of the configuration that is about sharing layers with other nodes. */
 import * as v from "valibot";
-import { count, milliseconds, path } from "./values.ts";
+import { count, milliseconds, path, serverUrl } from "./values.ts";
 
 const MiB = 1024 * 1024;
 const name = v.pipe(
@@ -84,7 +84,7 @@ const s3Cache = v.strictObject({
   prefix: v.optional(v.string()),
   region: v.optional(v.string()),
   /** URL of the server; by default that of AWS. */
-  endpoint: v.optional(v.pipe(v.string(), v.url())),
+  endpoint: v.optional(serverUrl),
   /** `https://server/bucket/key` instead of `https://bucket.server/key`. */
   pathStyle: v.optional(v.boolean()),
   /** Fixed credentials; the secret is in a file of its own. */

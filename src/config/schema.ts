@@ -5,7 +5,7 @@
 import * as v from "valibot";
 import { logLevels } from "../telemetry/log.ts";
 import { contentCacheSchema, sharingSchema } from "./content-cache.ts";
-import { count, milliseconds, path, zeroOr } from "./values.ts";
+import { count, milliseconds, path, serverUrl, zeroOr } from "./values.ts";
 
 const MiB = 1024 * 1024;
 
@@ -24,7 +24,7 @@ const registryHost = v.strictObject({
   /** File of certificates (PEM) to trust besides the system's. */
   caFile: v.optional(path),
   /** Base URLs that are asked before the host itself, in order. */
-  mirrors: v.optional(v.array(v.pipe(v.string(), v.url())), []),
+  mirrors: v.optional(v.array(serverUrl), []),
 });
 
 /** The shape, limits and defaults of the configuration. */

@@ -17,3 +17,12 @@ export const zeroOr = (min: number, max: number) =>
 
 /** A time that something may take: up to a day. */
 export const milliseconds = count(1, 24 * 3600 * 1000);
+
+/** The URL of a server. Passwords have no place in it: the configuration is shown and logged. */
+export const serverUrl = v.pipe(
+  v.string(),
+  v.check((text) => {
+    const url = URL.canParse(text) ? new URL(text) : undefined;
+    return url !== undefined && url.username === "" && url.password === "" && url.search === "";
+  }, "must be a URL without user, password and query"),
+);

@@ -66,7 +66,9 @@ export function parseHostsFile(text: string, path: string): HostsFile {
     if (file.server === undefined) return { mirrors };
     return { mirrors, server: toEndpoint(file.server, file, directory) };
   } catch (error) {
-    throw new ClipError("CONFIG_INVALID", `cannot understand ${path}: ${describeError(error)}`);
+    // What follows the first line is a piece of the file, which may have secrets in its headers.
+    const [why = ""] = describeError(error).split("\n", 1);
+    throw new ClipError("CONFIG_INVALID", `cannot understand ${path}: ${why}`);
   }
 }
 

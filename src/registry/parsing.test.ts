@@ -107,3 +107,11 @@ test("a hosts file is read as containerd reads it", () => {
   }
   assert.equal(baseUrl("registry:5000/"), "https://registry:5000/v2");
 });
+
+test("what is wrong with a hosts file is said without what stands in it", () => {
+  const text = '[host."https://a".header]\nauthorization = ["Bearer hunter2"\n';
+  assert.throws(
+    () => parseHostsFile(text, "/x/hosts.toml"),
+    (error) => error instanceof Error && !error.message.includes("hunter2"),
+  );
+});
