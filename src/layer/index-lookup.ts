@@ -9,7 +9,7 @@ import type { LayerTarget } from "./target.ts";
 
 /** How long an answer serves the other layers of the same image. */
 const answerMs = 30_000;
-/** The same for the answer that there are none: they may be published at any moment. */
+/** The same where there is none for a layer: it may be published at any moment. */
 const noneAnswerMs = 3_000;
 
 /** The published indexes of the layers of an image manifest, by layer digest, best first. */
@@ -26,16 +26,20 @@ export type FindLayerIndexes = (
 export interface IndexLookupOptions {
   find: FindLayerIndexes;
   log: Log;
+  /** Milliseconds on a clock that nobody sets. Default: `performance.now`. */
+  now?: () => number;
 }
 
 /** Asks registries for layer indexes; see the module. */
 export class IndexLookup {
   readonly #options: IndexLookupOptions;
+  readonly #now: () => number;
   readonly #asking = new SharedWork<PublishedIndexes>();
   readonly #answers = new Map<string, { at: number; indexes: PublishedIndexes }>();
 
   constructor(options: IndexLookupOptions) {
     this.#options = options;
+    this.#now = options.now ?? (() => performance.now());
   }
 
   /**
@@ -50,9 +54,8 @@ export class IndexLookup {
   ): Promise<readonly PublishedIndex[]> {
     for (const repository of repositories) {
       try {
-        const indexes = await this.#ask(repository, target.manifestDigest, signal);
-        const found = indexes.get(target.layerDigest);
-        if (found !== undefined && found.length > 0) return found;
+        const found = await this.#ask(repository, target, signal);
+        if (found.length > 0) return found;
       } catch (error) {
         if (signal.aborted) throw error;
         this.#options.log.warn(
@@ -68,23 +71,27 @@ export class IndexLookup {
     await this.#asking.close();
   }
 
+  /** What a repository says, or has said a moment ago. That it could not be asked is not kept. */
   async #ask(
     repository: Repository,
-    manifestDigest: Digest,
+    { manifestDigest, layerDigest }: LayerTarget,
     signal: AbortSignal,
-  ): Promise<PublishedIndexes> {
+  ): Promise<readonly PublishedIndex[]> {
     const key = `${repository.host}/${repository.name}@${manifestDigest}`;
-    const now = performance.now();
-    for (const [known, { at, indexes }] of this.#answers) {
-      if (now - at > (indexes.size === 0 ? noneAnswerMs : answerMs)) this.#answers.delete(known);
+    for (const [known, { at }] of this.#answers) {
+      if (this.#now() - at > answerMs) this.#answers.delete(known);
     }
     const answer = this.#answers.get(key);
-    if (answer !== undefined) return answer.indexes;
+    const found = answer?.indexes.get(layerDigest) ?? [];
+    if (answer !== undefined && (found.length > 0 || this.#now() - answer.at <= noneAnswerMs)) {
+      return found;
+    }
     const ask = async (shared: AbortSignal) => {
       const indexes = await this.#options.find(repository, manifestDigest, shared);
-      this.#answers.set(key, { at: performance.now(), indexes });
+      this.#answers.set(key, { at: this.#now(), indexes });
       return indexes;
     };
-    return this.#asking.run(key, ask, signal);
+    const indexes = await this.#asking.run(key, ask, signal);
+    return indexes.get(layerDigest) ?? [];
   }
 }
