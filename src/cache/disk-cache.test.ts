@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtemp, readdir, rm, truncate, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
@@ -216,4 +216,51 @@ void test("decoding a span map never throws", () => {
       decodeSpanMap(damaged);
     }),
   );
+});
+
+void test("a file that the kernel may read by itself is neither replaced nor punched", async () => {
+  const { directory, cache } = await newCache();
+  const file = await cache.openLayer(layer, spanTable(64));
+  for (let span = 0; span < 64; span++) await file.write(span, content(span));
+  await file.drop(Array.from({ length: 60 }, (_, span) => span));
+  const path = file.path;
+  await cache.close();
+  const before = await readFile(path);
+
+  const users = {
+    devices: () => new Set([layer]),
+    costly: () => new Set<Digest>(),
+    ifUnused: async () => false,
+  };
+  const again = await DiskCache.open({ directory, log: silentLog });
+  again.setUsers(users);
+  const reopened = await again.openLayer(layer, spanTable(64));
+  assert.ok(reopened.has(62) && !reopened.has(3));
+  assert.deepEqual(await readFile(path), before, "what is not claimed may be read all the same");
+  await again.closeLayer(layer);
+
+  const { ino } = await stat(path);
+  await truncate(path, 10 * spanBytes);
+  const shortened = await again.openLayer(layer, spanTable(64));
+  assert.ok(!shortened.spanPresent.some((flag) => flag !== 0), "nothing of it is claimed");
+  assert.deepEqual(
+    { ino: (await stat(path)).ino, size: (await stat(path)).size },
+    { ino, size: 64 * spanBytes },
+  );
+  await shortened.write(5, content(5));
+  assert.deepEqual(await shortened.read(5 * spanBytes, spanBytes), content(5));
+  await again.close();
+});
+
+void test("what is disowned is claimed no more, and none of its bytes has changed", async () => {
+  const { cache } = await newCache();
+  const file = await cache.openLayer(layer, spanTable(2));
+  for (const span of [0, 1]) await file.write(span, content(span));
+  assert.equal(await cache.claims(layer), undefined, "an open layer knows by itself");
+  await cache.closeLayer(layer);
+  assert.deepEqual([...((await cache.claims(layer))?.present ?? [])], [1, 1]);
+  await cache.disown(layer);
+  assert.equal(await cache.claims(layer), undefined);
+  assert.deepEqual(await readFile(file.path), Buffer.concat([content(0), content(1)]));
+  await cache.close();
 });

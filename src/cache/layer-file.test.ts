@@ -237,3 +237,16 @@ void test("dropped spans are neither present nor claimed", async () => {
   assert.equal(map.durable[spanMapHeaderBytes + 9], 0);
   assert.equal(map.durable[spanMapHeaderBytes + 10], 1);
 });
+
+void test("a span that goes while the layer becomes complete is not claimed by that", async () => {
+  for (let delay = 0; delay < 24; delay++) {
+    const { file, map } = openFragile();
+    for (let span = 0; span < spanCount; span++) await file.write(span, spanContent(span));
+    const completing = file.markComplete();
+    await ticks(delay);
+    await Promise.allSettled([completing, file.drop([7])]);
+    assert.equal(file.complete, false);
+    assert.equal(map.durable[spanMapStateOffset], 0);
+    assert.equal(map.durable[spanMapHeaderBytes + 7], 0);
+  }
+});

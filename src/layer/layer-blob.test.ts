@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, rm, truncate } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
@@ -226,5 +226,34 @@ void test("a condemned layer gives nothing", async () => {
   await blob.read(0, 4000);
   blob.condemn(new ClipError("CORRUPT_LAYER", "not what it claims"));
   await assert.rejects(blob.read(0, 10), { code: "CORRUPT_LAYER" });
+  await close();
+});
+
+void test("a file that was cut short costs readers nothing, however many there are", async () => {
+  const layer = fakeLayer(20, 1000);
+  const { blob, file, counters, close } = await openBlob(layer);
+  assert.deepEqual(joined(await blob.read(0, 20_000)), layer.bytes);
+  await blob.restore([...file.spanPresent.keys()], new AbortController().signal);
+  await file.flush();
+  await truncate(file.path, 4500);
+  const reads = Array.from({ length: 30 }, (_, at) => [at * 600, 3000] as const);
+  const results = await Promise.all(reads.map(([offset, length]) => blob.read(offset, length)));
+  for (const [at, [offset, length]] of reads.entries()) {
+    assert.deepEqual(joined(results[at] ?? []), layer.bytes.subarray(offset, offset + length));
+  }
+  assert.ok(counters.unreadableSpans >= 15);
+  assert.equal(counters.readErrors, 0);
+  await close();
+});
+
+void test("spans that were given up are fetched and kept; those that cannot be had are left", async () => {
+  const layer = fakeLayer(6, 1000);
+  const { blob, file, close, source } = await openBlob(layer);
+  const signal = new AbortController().signal;
+  assert.equal(await blob.restore([1, 2, 4], signal), 3);
+  assert.deepEqual([...file.spanPresent], [0, 1, 1, 0, 1, 0]);
+  source.failure = new ClipError("REGISTRY_UNAVAILABLE", "the registry is away");
+  await file.drop([2]);
+  assert.equal(await blob.restore([1, 2], signal), 1);
   await close();
 });
