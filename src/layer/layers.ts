@@ -181,13 +181,12 @@ export class Layers {
     return this.#cluster?.counters;
   }
 
-  /** Starts what a layer needs, if it is not there; never fails. */
-  prefetch(target: LayerTarget): void {
-    this.ensure(target).catch((error: unknown) => {
-      this.#log.debug(
-        { layer: target.layerDigest, error: describeError(error) },
-        "a layer could not be made ready ahead of time",
-      );
+  /** As {@link Layers.ensure}, ahead of time. Never fails: a layer that cannot be had is undefined. */
+  prefetch(target: LayerTarget, signal: AbortSignal): Promise<number | undefined> {
+    return this.ensure(target, signal).catch((error: unknown) => {
+      const fields = { layer: target.layerDigest, error: describeError(error) };
+      this.#log.debug(fields, "a layer could not be made ready ahead of time");
+      return undefined;
     });
   }
 

@@ -7,8 +7,11 @@ import type { SnapshotUsage } from "./snapshot.ts";
 
 /** The layers of this node. A number names a layer for as long as a snapshot refers to it. */
 export interface RemoteLayers {
-  /** Starts what a layer needs. Cheap to repeat; never fails. */
-  prefetch(target: LayerTarget): void;
+  /**
+   * As {@link RemoteLayers.ensure}, ahead of time. Cheap to repeat; never fails: a layer that could
+   * not be made ready, or was given up, is undefined.
+   */
+  prefetch(target: LayerTarget, signal: AbortSignal): Promise<number | undefined>;
   /** Makes a layer ready to be mounted, however long that takes; its number. */
   ensure(target: LayerTarget, signal: AbortSignal): Promise<number>;
   /** Mounts a layer if it is not mounted; where. Also works after a restart. */

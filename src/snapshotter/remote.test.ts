@@ -23,6 +23,7 @@ class FakeLayers implements RemoteLayers {
   readonly known = new Set<number>();
   path: string;
   ensureHook: (target: LayerTarget, signal: AbortSignal) => Promise<void> = () => Promise.resolve();
+  prefetchHook: (number: number) => Promise<void> = () => Promise.resolve();
   mountHook: () => void = () => {};
   checkHook: () => void = () => {};
   opaque = new Set<number>();
@@ -31,9 +32,13 @@ class FakeLayers implements RemoteLayers {
     this.path = path;
   }
 
-  prefetch(target: LayerTarget): void {
-    this.calls.push(`prefetch ${numberOf(target)}`);
-    this.known.add(numberOf(target));
+  async prefetch(target: LayerTarget, signal: AbortSignal): Promise<number | undefined> {
+    const number = numberOf(target);
+    this.calls.push(`prefetch ${number}`);
+    signal.addEventListener("abort", () => this.calls.push(`give up ${number}`), { once: true });
+    this.known.add(number);
+    await this.prefetchHook(number);
+    return signal.aborted ? undefined : number;
   }
 
   async ensure(target: LayerTarget, signal: AbortSignal): Promise<number> {
@@ -180,6 +185,47 @@ test("a pull finds committed snapshots and no active ones, and prefetches all la
     resolver.requests[0]?.labels.get("containerd.io/snapshot/cri.image-ref"),
     "r.io/app:1",
   );
+});
+
+test("what is made ready ahead of time is given up, or back, when the image falls back", async (context) => {
+  const { prepare, layers, fallbacks } = await start(context);
+  // The third layer takes long.
+  layers.prefetchHook = (number) => (number === 3 ? new Promise(() => {}) : Promise.resolve());
+  layers.ensureHook = async () => {
+    await new Promise(setImmediate);
+    throw new ClipError("REGISTRY_DENIED", "no");
+  };
+  await prepare(base, "");
+  assert.deepEqual(fallbacks, ["registry_denied"]);
+  assert.deepEqual(layers.calls.slice(-5), [
+    "give up 1",
+    "give up 2",
+    "give up 3",
+    "release 1",
+    "release 2",
+  ]);
+});
+
+test("a layer that two pulls want stays when one of them falls back", async (context) => {
+  const { prepare, layers, resolver } = await start(context);
+  let manifest = 0;
+  resolver.answer = (found) => ({
+    ...found,
+    layers: found.layers.map((layer) => ({
+      ...layer,
+      manifestDigest: digestOf(Buffer.from(`manifest ${manifest}`)),
+    })),
+  });
+  const gate = Promise.withResolvers<void>();
+  layers.ensureHook = () => gate.promise;
+  const first = prepare(base, "");
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  manifest++;
+  layers.ensureHook = () => Promise.reject(new ClipError("REGISTRY_DENIED", "no"));
+  await prepare(middle, "");
+  assert.ok(!layers.calls.some((call) => call.startsWith("release")));
+  gate.resolve();
+  assert.ok((await first).found !== undefined);
 });
 
 test("a second pull is answered from the table alone", async (context) => {
@@ -334,14 +380,15 @@ test("layers that were made ready in vain are released in time, but not during a
   const { found } = await prepare(base, "");
   const gate = Promise.withResolvers<void>();
   layers.ensureHook = () => gate.promise;
-  const slow = prepare(middle, found?.name ?? "");
+  const client = new AbortController();
+  const slow = prepare(middle, found?.name ?? "", client.signal);
   await new Promise(setImmediate);
   sweep();
   sweep();
   sweep();
   assert.deepEqual(released(), []);
-  gate.reject(new ClipError("REGISTRY_UNAVAILABLE", "no"));
-  await slow;
+  client.abort();
+  await assert.rejects(slow);
   sweep();
   assert.deepEqual(released(), []);
   sweep();

@@ -5,8 +5,9 @@
 import { isDigest } from "../base/digest.ts";
 import { ClipError, describeError, isClipError } from "../base/errors.ts";
 import { SharedWork } from "../base/shared-work.ts";
+import type { LayerTarget } from "../layer/target.ts";
 import type { Log } from "../telemetry/log.ts";
-import { PrefetchRecord } from "./prefetch-record.ts";
+import { PullsAhead } from "./pulls-ahead.ts";
 import type { LayerResolver, RemoteLayers } from "./remote-layers.ts";
 import { remoteLabel, type Labels } from "./snapshot.ts";
 import type { SnapshotStore } from "./store.ts";
@@ -49,7 +50,7 @@ export class RemoteHandshake {
   readonly #resolver: LayerResolver;
   readonly #log: Log;
   readonly #work = new SharedWork<RemoteOutcome>();
-  readonly #prefetched = new PrefetchRecord();
+  readonly #ahead: PullsAhead;
   // Layers that are ready, but not yet referred to by the snapshot that is being made.
   readonly #pinned = new Map<number, number>();
   // Layers that nothing referred to at the last sweep.
@@ -58,6 +59,7 @@ export class RemoteHandshake {
   constructor({ store, layers, resolver, log }: RemoteOptions) {
     this.#store = store;
     this.#layers = layers;
+    this.#ahead = new PullsAhead(layers);
     this.#resolver = resolver;
     this.#log = log;
   }
@@ -79,7 +81,7 @@ export class RemoteHandshake {
 
   /**
    * Gives back layers that have been made ready for longer than from the sweep before to this one,
-   * and that no snapshot has come to refer to: their image fell back, or its pull was given up.
+   * and that no snapshot has come to refer to: their pull was given up.
    */
   sweep(): void {
     // A pull that takes long needs the upper layers in the end.
@@ -134,10 +136,22 @@ export class RemoteHandshake {
     const image = await this.#resolver.resolve({ namespace, chainId: ref, labels }, signal);
     const target = image?.layers[image.position];
     if (image === undefined || target === undefined) return "image_unknown";
-    if (image.contentIsLocal) return "content_local";
-    if (this.#prefetched.isNew(target.manifestDigest, image.position)) {
-      for (const layer of image.layers.slice(image.position)) this.#layers.prefetch(layer);
+    const { manifestDigest } = target;
+    if (image.contentIsLocal) {
+      this.#giveUpAhead(manifestDigest);
+      return "content_local";
     }
+    this.#ahead.note(manifestDigest, image.position, image.layers);
+    try {
+      return await this.#mountedLayer(target, parent, signal);
+    } catch (error) {
+      // The client unpacks this layer and those above it.
+      if (!signal.aborted) this.#giveUpAhead(manifestDigest);
+      throw error;
+    }
+  }
+
+  async #mountedLayer(target: LayerTarget, parent: string, signal: AbortSignal): Promise<number> {
     const layer = await this.#layers.ensure(target, signal);
     this.#pinned.set(layer, (this.#pinned.get(layer) ?? 0) + 1);
     try {
@@ -150,6 +164,10 @@ export class RemoteHandshake {
       this.#unpin(layer);
       throw error;
     }
+  }
+
+  #giveUpAhead(manifest: string): void {
+    for (const layer of this.#ahead.giveUp(manifest)) this.releaseUnused(layer);
   }
 
   /** The layers of a snapshot and those below it, the topmost first. */
