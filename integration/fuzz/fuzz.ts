@@ -19,6 +19,7 @@ const keptMax = 4000;
 /** Largest input that is worth a place in the corpus, and how much a target may have there. */
 const corpusInputBytesMax = 2048;
 const corpusBytesMax = 16 * 1024;
+const corpusFilesMax = 60;
 
 /** What is to be fuzzed. */
 export interface FuzzOptions {
@@ -85,19 +86,15 @@ export function showReport(report: TargetReport): string {
 
 /** Puts small inputs that behaved in a new way into the corpus, as far as there is room. */
 export async function keepFresh(reports: readonly TargetReport[]): Promise<void> {
-  const sizes = new Map<string, number>();
-  for (const { target } of reports) {
-    const present = await readCorpus(corpusDirectory, target);
-    sizes.set(
-      target,
-      [...present.values()].reduce((sum, { length }) => sum + length, 0),
-    );
-  }
   for (const { target, fresh } of reports) {
+    const present = [...(await readCorpus(corpusDirectory, target)).values()];
+    let bytes = present.reduce((sum, { length }) => sum + length, 0);
+    let files = present.length;
     for (const input of fresh.filter(({ length }) => length <= corpusInputBytesMax)) {
-      const size = (sizes.get(target) ?? 0) + input.length;
-      if (size > corpusBytesMax) continue;
-      sizes.set(target, size);
+      if (files === corpusFilesMax) break;
+      if (bytes + input.length > corpusBytesMax) continue;
+      files++;
+      bytes += input.length;
       await keepInput(corpusDirectory, target, input);
     }
   }

@@ -10,16 +10,16 @@ const documents = () => import("./targets/documents.ts");
 /** The slow ones first, so that no thread is left with one of them in the end. */
 export const targets: Readonly<Record<string, TargetEntry>> = {
   "snapshot-calls": share(
-    2_500,
+    1_500,
     async () => (await import("./targets/snapshots.ts")).snapshotCalls,
   ),
   "registry-answers": share(
-    6_000,
+    4_000,
     async () => (await import("./targets/registry.ts")).registryAnswers,
   ),
-  "gzip-index": share(10_000, async () => (await gzip()).gzipIndex),
+  "gzip-index": share(8_000, async () => (await gzip()).gzipIndex),
   "layer-pass": share(8_000, async () => (await index()).layerPass),
-  "tar-image": share(15_000, async () => (await tar()).tarImage),
+  "tar-image": share(12_000, async () => (await tar()).tarImage),
   "tar-reader": share(50_000, async () => (await tar()).tarReader),
   "layer-index": share(30_000, async () => (await index()).layerIndex),
   "index-spans": share(30_000, async () => (await index()).indexSpans),

@@ -107,7 +107,13 @@ export const dockerConfig: FuzzTarget = {
     '"username":',
     "null",
   ],
-  seeds: json({ auths: { "a.b:5000": { auth: "eDp5" }, "https://a.b:5000/v1/": {} } }, {}),
+  seeds: json(
+    { auths: { "a.b:5000": { auth: "eDp5" }, "https://a.b:5000/v1/": {} } },
+    { auths: { "a.b:5000": { identitytoken: "x" } } },
+    { auths: { "http://a.b:5000/v2/": { registrytoken: "x" } } },
+    { auths: { "a.b:5000": { username: "x", password: "y" } } },
+    {},
+  ),
   async run(input) {
     if (/cred|\\/i.test(input.toString())) return "helpers";
     directory ??= mkdtempSync(join(tmpdir(), "clip-fuzz-"));

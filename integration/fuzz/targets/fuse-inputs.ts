@@ -31,6 +31,14 @@ export function requestsFor(nodeId: number): Buffer[] {
   ];
 }
 
+/** The first request of a session: a kernel that offers everything. */
+export function initRequest(): Buffer {
+  const body = Buffer.alloc(64, 0xff);
+  body.writeUInt32LE(7, 0);
+  body.writeUInt32LE(45, 4);
+  return makeRequest(opcode.INIT, 0, body);
+}
+
 /** A request of any kind, about one of these nodes or some other. */
 export function someRequest(random: Random, nodeIds: readonly bigint[]): Buffer {
   const code = random.oneIn(10) ? random.small(5000) : random.pick(opcodes);

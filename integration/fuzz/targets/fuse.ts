@@ -2,7 +2,7 @@
 import { makeLayer, makeSmallTree, makeState } from "../../../src/fuse/fixtures.ts";
 import { nodeIdOf } from "../../../src/fuse/layer.ts";
 import { magnitude, type FuzzTarget } from "../engine/target.ts";
-import { requestsFor, someRequest } from "./fuse-inputs.ts";
+import { initRequest, requestsFor, someRequest } from "./fuse-inputs.ts";
 import { assertAnswer } from "./fuse-oracle.ts";
 
 const layerNumber = 3;
@@ -24,7 +24,7 @@ const nodeIds = [
 export const fuseRequest: FuzzTarget = {
   bytesMax: 600,
   dictionary: ["data\0", "link\0", "3.tree\0", "user.a\0"],
-  seeds: () => nodeIds.flatMap((nodeId) => requestsFor(Number(nodeId))),
+  seeds: () => [initRequest(), ...nodeIds.flatMap((nodeId) => requestsFor(Number(nodeId)))],
   generate: (random) => someRequest(random, nodeIds),
   mend: (input) => {
     const bytes = Buffer.from(input);

@@ -100,7 +100,10 @@ function gunzip(input: Buffer): Buffer | undefined {
 }
 
 function someMember(random: Random): Buffer {
-  const bytes = sample(random.pick(sampleKinds), random.small(8000), random.word());
+  // Now and then more than the memory that output goes through.
+  const isLarge = random.oneIn(30);
+  const kind = isLarge ? "zeros" : random.pick(sampleKinds);
+  const bytes = sample(kind, isLarge ? 700_000 : random.small(8000), random.word());
   const options = {
     level: random.below(10),
     strategy: random.below(5),

@@ -43,6 +43,14 @@ const actions: readonly ((client: RegistryClient, host: string) => Promise<strin
     assert.equal(bytes.length, 12);
     return "range";
   },
+  async (client, host) => {
+    const reader = client.blob({ host, name: "x" }, digest, 1000);
+    let bytes = 0;
+    const options = { connections: 2, chunkBytes: 600 };
+    for await (const chunk of reader.parallelStream(options)) bytes += chunk.length;
+    assert.equal(bytes, 1000);
+    return `stream ${String(reader.ignoresRanges)}`;
+  },
   async (client, host) => `there ${String(await client.has({ host, name: "x" }, digest))}`,
 ];
 
@@ -117,7 +125,19 @@ export const registryAnswers: FuzzTarget = {
       ),
       input(3, response(206, "Content-Range: bytes 100-111/1000\r\n", "x".repeat(12))),
       input(3, response(200, "", "x".repeat(1000))),
-      input(4, response(200, "", "")),
+      input(3, response(307, "Location: /s\r\n", ""), response(200, "", "x".repeat(1000))),
+      input(3, response(206, "Content-Encoding: gzip\r\n", "x")),
+      input(4, response(206, "Content-Range: bytes 0-0/1000\r\n", "x"), response(404, "", "")),
+      input(4, response(200, "", "x".repeat(1000))),
+      input(1, response(404, "", ""), response(200, `Content-Type: ${indexType}\r\n`, index)),
+      input(0, response(200, `Docker-Content-Digest: ${digest}\r\n`, "{}")),
+      input(
+        0,
+        response(401, challenge, ""),
+        response(200, "", '{"access_token":"t","expires_in":1}'),
+        response(401, challenge, ""),
+      ),
+      input(5, response(200, "", "")),
       input(0, response(503, "Retry-After: 1\r\n", '{"errors":[{"code":"X"}]}')),
     ];
   },

@@ -54,6 +54,18 @@ export const snapshotCalls: FuzzTarget = {
         ["Stat", { key: "base" }],
       ),
       encodeCalls(["Prepare", key], ["Mounts", key], ["Usage", key], ["Remove", key]),
+      encodeCalls(
+        ["Prepare", key],
+        ["Commit", { key: "a", name: "base" }],
+        ["Prepare", { key: "b", parent: "base" }],
+        ["Commit", { key: "b", name: "top", parent: "base" }],
+      ),
+      encodeCalls(
+        ["Prepare", key],
+        ["Commit", { key: "a", name: "base" }],
+        ["View", { key: "v", parent: "base" }],
+        ["Remove", { key: "base" }],
+      ),
       encodeCalls(["View", { key: "v" }], ["List", { filters: ["kind==view"] }], ["Cleanup", {}]),
       encodeCalls(
         ["Prepare", { key: "a", labels: { x: "y" } }],

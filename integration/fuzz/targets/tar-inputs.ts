@@ -216,14 +216,19 @@ function someMember(random: Random): Buffer {
   }
 }
 
+/** Half of them are of a few, so that entries meet and links lead somewhere. */
+function someName(random: Random): string {
+  return random.oneIn(2) ? random.pick(names.slice(0, 4)) : random.pick(names);
+}
+
 function someFile(random: Random): Buffer {
   const type = random.pick(types);
   const data = type === "0" || random.oneIn(8) ? random.bytes(random.small(1100)) : Buffer.alloc(0);
   return member(
     {
-      name: random.pick(names),
+      name: someName(random),
       type,
-      link: random.pick(names),
+      link: someName(random),
       mode: random.below(0o10000),
       uid: random.small(70_000),
       gid: random.small(70_000),
@@ -268,16 +273,50 @@ function someSparse(random: Random): Buffer {
   const size = String(random.oneIn(4) ? random.pick(numbers) : 60 * 512);
   const name = random.pick(names);
   const flat = runs.flat();
-  if (random.oneIn(2)) {
-    const records = [
-      ["GNU.sparse.size", size] as const,
-      ["GNU.sparse.map", flat.join(",")] as const,
-    ];
-    return Buffer.concat([pax(records), member({ name }, Buffer.alloc(bytes))]);
+  const data = Buffer.alloc(bytes);
+  switch (random.below(4)) {
+    case 0:
+      return Buffer.concat([
+        pax([
+          ["GNU.sparse.size", size],
+          ["GNU.sparse.map", flat.join(",")],
+        ]),
+        member({ name }, data),
+      ]);
+    case 1: {
+      const pairs = runs.flatMap(([offset, length]): [string, string][] => [
+        ["GNU.sparse.offset", String(offset)],
+        ["GNU.sparse.numbytes", String(length)],
+      ]);
+      return Buffer.concat([pax([["GNU.sparse.size", size], ...pairs]), member({ name }, data)]);
+    }
+    case 2:
+      return oldSparse(name, size, flat, data);
+    default: {
+      const lines = [runs.length, ...flat].map((value) => `${value}\n`);
+      const records = [["GNU.sparse.major", "1"] as const, ["GNU.sparse.realsize", size] as const];
+      const map = padded(Buffer.from(lines.join("")));
+      return Buffer.concat([pax(records), member({ name }, Buffer.concat([map, data]))]);
+    }
   }
-  const map = padded(Buffer.from(`${runs.length}\n${flat.map((value) => `${value}\n`).join("")}`));
-  const records = [["GNU.sparse.major", "1"] as const, ["GNU.sparse.realsize", size] as const];
-  const old = header({ name, type: "S", magic: "gnu", size: bytes });
-  if (random.oneIn(3)) return Buffer.concat([old, Buffer.alloc(Math.ceil(bytes / 512) * 512)]);
-  return Buffer.concat([pax(records), member({ name }, Buffer.concat([map, Buffer.alloc(bytes)]))]);
+}
+
+/** Two runs in the header, the others in a block behind it. */
+function oldSparse(name: string, size: string, flat: readonly number[], data: Buffer): Buffer {
+  const octal = (value: number): string => value.toString(8).padStart(11, "0");
+  const write = (block: Buffer, at: number, values: readonly number[]): void => {
+    for (const [index, value] of values.entries()) block.write(octal(value), at + 12 * index);
+  };
+  const [inHeader, behind] = [flat.slice(0, 4), flat.slice(4)];
+  const first = header({
+    ...{ name, type: "S", magic: "gnu", size: data.length },
+    patch: (block) => {
+      write(block, 386, inHeader);
+      block[482] = behind.length > 0 ? 1 : 0;
+      block.write(octal(Math.max(0, Number(size)) || 0).slice(0, 11), 483);
+    },
+  });
+  const second = Buffer.alloc(behind.length > 0 ? blockBytes : 0);
+  write(second, 0, behind);
+  return Buffer.concat([first, second, padded(data)]);
 }
