@@ -66,9 +66,15 @@ function checkSize(options: readonly string[], paths: readonly string[]): void {
   const bytes = Buffer.byteLength(options.join(","));
   // containerd changes to the directory that all of them are in, and leaves it out.
   const saved = paths.length * (Buffer.byteLength(commonDirectory(paths)) + 1);
-  if (paths.length > overlayLayersMax || bytes - saved > optionsBytesMax) {
+  if (paths.length > overlayLayersMax) {
     throw new ClipError("LIMIT_EXCEEDED", `${paths.length} layers are more than overlayfs takes`, {
       hint: `Overlayfs stacks at most ${overlayLayersMax} layers: squash some of the image's.`,
+    });
+  }
+  if (bytes - saved > optionsBytesMax) {
+    const needed = `${paths.length} layers need ${bytes - saved} bytes of mount options`;
+    throw new ClipError("LIMIT_EXCEEDED", `${needed}: mount(2) takes ${optionsBytesMax}`, {
+      hint: "Squash some of the image's layers, or choose a root with a shorter path.",
     });
   }
 }
