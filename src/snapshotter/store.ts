@@ -232,7 +232,13 @@ export class SnapshotStore {
   setUsage(snapshot: Snapshot, usage: SnapshotUsage): void {
     const current = this.#table.get(snapshot.name);
     if (current?.id !== snapshot.id) return;
-    this.#replace(current, { ...current, usage });
+    // It need not be on disk: it can be measured again.
+    this.#database.exec("PRAGMA synchronous = NORMAL");
+    try {
+      this.#replace(current, { ...current, usage });
+    } finally {
+      this.#database.exec("PRAGMA synchronous = FULL");
+    }
   }
 
   /**
