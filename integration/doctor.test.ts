@@ -91,7 +91,7 @@ async function doctor(...flags: string[]): Promise<{ report: Report; found: Repo
     ...flags,
   ]);
   const text = stdout.toString("utf8");
-  assert.ok(text.startsWith("{"), String(stderr));
+  assert.ok(text.startsWith("{"), stderr);
   const report: Report = JSON.parse(text);
   assert.equal(status, report.well ? 0 : 1, "the exit code is that of the report");
   const found = report.findings.filter(({ severity }) => severity !== "note");
@@ -181,7 +181,9 @@ describe("with a stopped daemon, it finds and repairs", () => {
 
   test("directories that are left over", () =>
     whileStopped(
-      async (root) => void (await mkdir(path.join(root, "s", "987654"))),
+      async (root) => {
+        await mkdir(path.join(root, "s", "987654"));
+      },
       /belongs to no snapshot/,
       /\/s\/987654$/,
     ));

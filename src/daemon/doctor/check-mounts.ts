@@ -77,7 +77,7 @@ async function* layerMounts(
     const record = view.mountRecords.get(number);
     const isOurs = record !== undefined && record.device === entries.at(-1)?.device;
     const isServed = record?.backing === "local" || record?.backing === served;
-    if (isKnown && isOurs && isServed) continue;
+    if ((isKnown && isOurs && isServed) || view.formerNumbers.has(number)) continue;
     yield {
       severity: isKnown ? "error" : "warning",
       what: isKnown

@@ -60,10 +60,10 @@ function withoutParents(snapshots: readonly Snapshot[]): Snapshot[] {
   return lost.sort((a, b) => b.depth - a.depth).map(({ snapshot }) => snapshot);
 }
 
-function* unknownLayers({ snapshots, layers }: NodeView): Generator<Finding> {
+function* unknownLayers({ snapshots, layers, formerNumbers }: NodeView): Generator<Finding> {
   const known = new Set(layers.map(({ number }) => number));
   for (const { name, layer, labels } of snapshots) {
-    if (layer === undefined || known.has(layer)) continue;
+    if (layer === undefined || known.has(layer) || formerNumbers.has(layer)) continue;
     yield {
       severity: "error",
       what: `the snapshot is layer ${layer}, of which nothing is known any more`,

@@ -29,6 +29,8 @@ export interface Patient {
 export interface NodeView {
   snapshots: Snapshot[];
   layers: LayerRecord[];
+  /** Numbers that layers had before; snapshots may still name them. */
+  formerNumbers: ReadonlySet<number>;
   /** How layers were last mounted, by number. */
   mountRecords: ReadonlyMap<number, MountRecord>;
   stores: QueuedStore[];
@@ -63,12 +65,14 @@ export async function readNodeView({ config: { root } }: Patient): Promise<NodeV
         const mount = opened.mountOf(number);
         return mount === undefined ? [] : [[number, mount] as const];
       });
-      return { layers, mounts: new Map(mounts) };
+      const formerNumbers = new Set(opened.formerNumbers());
+      return { layers, formerNumbers, mounts: new Map(mounts) };
     },
   );
   return {
     snapshots: snapshots ?? [],
     layers: records?.layers ?? [],
+    formerNumbers: records?.formerNumbers ?? new Set<number>(),
     mountRecords: records?.mounts ?? new Map<number, MountRecord>(),
     stores: read(root, databases.stores, openQueue, (queue) => queue.all()) ?? [],
     mountTable: await readMountTable(),
