@@ -5,6 +5,7 @@ import { ClipError } from "../base/errors.ts";
 import type { Config } from "../config/schema.ts";
 import { openLog } from "../telemetry/log.ts";
 import { addConfigOptions, configOf, type ConfigOptions } from "./config-options.ts";
+import { dropPrivileges } from "./least-privilege.ts";
 
 /**
  * Each thread has a heap of young objects three times this size, in MiB, for which V8 would take 48;
@@ -29,6 +30,8 @@ export function daemonCommand(): Command {
 }
 
 async function run(flags: DaemonFlags): Promise<void> {
+  // Daemons get what the keeper has.
+  if (flags.kept !== true) dropPrivileges();
   const config = withRealDirectories(await configOf(flags));
   if (flags.kept === true) {
     const { runKeptDaemon } = await import("../daemon/kept-daemon.ts");
