@@ -91,26 +91,18 @@ class DiskDatabase extends DatabaseSync {
 
   override prepare(sql: string): StatementSync {
     const statement = attempt(this.#path, () => super.prepare(sql));
-    const run = guarded(this.#path, statement, statement.run);
-    statement.run = new Proxy(run, {
-      apply: (target, _, parameters: []) => withRoom(this, () => target(...parameters)),
+    const guarded =
+      (call: (...parameters: never[]) => unknown) =>
+      (...parameters: never[]) =>
+        attempt(this.#path, () => call(...parameters));
+    const run = guarded(statement.run.bind(statement));
+    Object.assign(statement, {
+      run: (...parameters: never[]) => withRoom(this, () => run(...parameters)),
+      get: guarded(statement.get.bind(statement)),
+      all: guarded(statement.all.bind(statement)),
     });
-    statement.get = guarded(this.#path, statement, statement.get);
-    statement.all = guarded(this.#path, statement, statement.all);
     return statement;
   }
-}
-
-/** The method `call` of a statement, with its failures translated. */
-function guarded<Call extends (...parameters: never[]) => unknown>(
-  path: string,
-  statement: StatementSync,
-  call: Call,
-): Call {
-  return new Proxy(call, {
-    apply: (target, _, parameters: never[]): unknown =>
-      attempt(path, () => target.apply(statement, parameters)),
-  });
 }
 
 // Result codes of SQLite (its extended ones have them in the lowest byte).

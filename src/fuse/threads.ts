@@ -136,12 +136,11 @@ export class FuseThreads {
    * @returns the request that the next thread begins with; 0 if none
    */
   #takeFrom({ memory }: Slot, lost: bigint): bigint {
-    const { isPending, onLost } = this.#options;
     const { inHand } = memory;
     if (inHand === 0n) return 0n;
-    if (inHand !== lost && !isPending(inHand)) return inHand;
+    if (inHand !== lost && !this.#options.isPending(inHand)) return inHand;
     memory.settle();
-    if (inHand === lost) onLost(inHand);
+    if (inHand === lost) this.#options.onLost(inHand);
     return 0n;
   }
 
