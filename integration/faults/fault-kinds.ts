@@ -44,6 +44,10 @@ const registryFaults = [
   "password-changed",
   "certificate-replaced",
   "name-gone",
+  "index-lookup-failed",
+  "index-corrupt",
+  "index-truncated",
+  "index-of-another-layer",
 ] as const;
 
 /** Faults of content caches, and of the way to them. */

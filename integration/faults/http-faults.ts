@@ -3,7 +3,12 @@ import type http from "node:http";
 import type { Answer, Exchange } from "./fault-proxy.ts";
 
 /** Bytes of a body that come before it breaks. */
-const beginningBytes = 1000;
+const beginningBytes = 100;
+
+/** The answer as it is. */
+export const untouched: Answer = async (exchange) => {
+  (await begin(exchange)).pipe(exchange.response);
+};
 
 /** Nothing is ever answered. */
 export const silent: Answer = () => {};
@@ -57,7 +62,7 @@ export const ignoresRange: Answer = async ({ ask, request, response }) => {
 /** Some bits are not as they were. */
 export const bitFlips: Answer = async (exchange) => {
   const body = await bytesOf(await begin(exchange));
-  for (let at = body.length >> 1; at < body.length; at += 997) {
+  for (let at = Math.min(beginningBytes, body.length >> 1); at < body.length; at += 997) {
     body.writeUInt8(body.readUInt8(at) ^ 0x10, at);
   }
   exchange.response.end(body);
