@@ -17,7 +17,7 @@ import type { Stage } from "../harness/stage.ts";
 import { makeDataImage, type DataSize } from "./data-image.ts";
 
 /** Twelve MiB, which is more than a page cache keeps unasked. */
-export const dataSize: DataSize = { files: 48, fileBytes: 262_144 };
+const dataSize: DataSize = { files: 48, fileBytes: 262_144 };
 
 let count = 0;
 

@@ -18,6 +18,11 @@ type Call = (
   callback: (error: ServiceError | null, answer: unknown) => void,
 ) => void;
 
+type Stream = (
+  request: object,
+  options: { deadline: number },
+) => AsyncIterable<{ info: { name: string }[] }>;
+
 /** Longest time for a call. */
 const callMs = 30_000;
 
@@ -37,6 +42,30 @@ export class SnapshotsClient {
 
   async prepare(key: string, parent = ""): Promise<void> {
     await this.#call("Prepare", { key, parent });
+  }
+
+  /** @returns the lower directories, the topmost first, where there are several */
+  async view(key: string, parent: string): Promise<string[]> {
+    const { mounts } = (await this.#call("View", { key, parent })) as {
+      mounts: { options: string[] }[];
+    };
+    const options = mounts.flatMap((mount) => mount.options);
+    const lower = options.find((option) => option.startsWith("lowerdir="));
+    return lower?.slice("lowerdir=".length).split(":") ?? [];
+  }
+
+  /** Inodes that a snapshot takes up. */
+  async usage(key: string): Promise<number> {
+    return Number(((await this.#call("Usage", { key })) as { inodes: string }).inodes);
+  }
+
+  /** Names of all snapshots. */
+  async list(): Promise<string[]> {
+    const open = (this.#client as unknown as Record<string, Stream>)["List"];
+    const names: string[] = [];
+    const answers = open?.call(this.#client, {}, { deadline: Date.now() + callMs });
+    for await (const { info } of answers ?? []) names.push(...info.map(({ name }) => name));
+    return names;
   }
 
   async mounts(key: string): Promise<void> {
