@@ -139,7 +139,7 @@ for (const mode of ["erofs", "fuse"] as const) {
       assert.equal(answersOf(target, MiB).length, 0);
       assert.equal(node.layers.counters.readErrors, 0);
       const { evicted } = node.layers.diskCache;
-      assert.ok(evicted.spans > 0, "something had to go");
+      assert.ok(evicted.spans + evicted.refused > 0, "there was no room for all");
     });
   });
 }

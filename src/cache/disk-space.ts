@@ -98,12 +98,20 @@ export class DiskSpace {
 
   /** Bytes that have to go until this mark is kept; negative: bytes that may come. */
   excess(mark: WaterMark): number {
+    return this.#excessOf(mark, this.used, this.free);
+  }
+
+  /** As {@link excess}, but for what has been written already. */
+  writtenExcess(mark: WaterMark): number {
+    return this.#excessOf(mark, this.#used, this.#free);
+  }
+
+  #excessOf(mark: WaterMark, used: number, free: number): number {
     const { bytesMax, freeBytesMin } = this.limits;
     const steps = distance[mark];
-    const overLimit =
-      bytesMax === 0 ? -Infinity : this.used - bytesMax + steps * marginOf(bytesMax);
+    const overLimit = bytesMax === 0 ? -Infinity : used - bytesMax + steps * marginOf(bytesMax);
     const underFloor =
-      freeBytesMin === 0 ? -Infinity : freeBytesMin + steps * marginOf(freeBytesMin) - this.free;
+      freeBytesMin === 0 ? -Infinity : freeBytesMin + steps * marginOf(freeBytesMin) - free;
     return Math.max(overLimit, underFloor);
   }
 

@@ -182,13 +182,12 @@ export class Evictor implements SpaceKeeper {
     const target = Math.max(bytesMin, this.#space.excess("low"));
     if (target <= 0) return 0;
     const closed = this.#options.closedLayers(files);
-    let freed = 0;
     const layersBefore = this.counters.layers;
-    for (const costly of [false, true]) {
-      const layers = closed.filter((layer) => layer.costly === costly);
-      freed += await this.#evictLayers(layers, target - freed);
-      freed += await this.#evictSpans(target - freed, costly);
-    }
+    let freed = await this.#evictKind(closed, target, false);
+    // Spans that are being written can rather be done without.
+    const isOver = this.#space.writtenExcess("high") > 0;
+    const rest = Math.max(bytesMin - freed, isOver ? this.#space.writtenExcess("low") : 0);
+    freed += await this.#evictKind(closed, rest, true);
     this.counters.bytes += freed;
     if (freed === 0) {
       this.#fruitlessAt = performance.now();
@@ -204,6 +203,17 @@ export class Evictor implements SpaceKeeper {
       "made room in the disk cache",
     );
     return freed;
+  }
+
+  /** What is costly, or what is not. */
+  async #evictKind(
+    closed: readonly ClosedLayer[],
+    target: number,
+    costly: boolean,
+  ): Promise<number> {
+    const layers = closed.filter((layer) => layer.costly === costly);
+    const freed = await this.#evictLayers(layers, target);
+    return freed + (await this.#evictSpans(target - freed, costly));
   }
 
   async #evictLayers(layers: readonly ClosedLayer[], target: number): Promise<number> {
