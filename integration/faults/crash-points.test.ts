@@ -36,8 +36,8 @@ const points: Record<string, CrashPoint[]> = {
   Remove: [
     { call: "pwrite64", nth: 1, file: snapshots },
     { call: "fsync", nth: 1, file: snapshots },
-    { call: "mkdir", nth: 1 },
     { call: "rename", nth: 1 },
+    { call: "rename", nth: 2 },
     { call: "rmdir", nth: 1 },
   ],
   "lazy pull": [

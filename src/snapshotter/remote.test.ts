@@ -298,7 +298,7 @@ test("a layer on top of an unpacked one is unpacked too", async (context) => {
   const { prepare, layers, fallbacks, snapshotter } = await start(context);
   layers.ensureHook = () => Promise.reject(new ClipError("REGISTRY_UNAVAILABLE", "no"));
   const { key } = await prepare(base, "");
-  snapshotter.commit({ key: key ?? "", name: "unpacked", labels: new Map(), parent: "" });
+  await snapshotter.commit({ key: key ?? "", name: "unpacked", labels: new Map(), parent: "" });
   layers.ensureHook = () => Promise.resolve();
   const { mount } = await prepare(middle, "unpacked");
   assert.equal(mount?.type, "overlay");
@@ -401,7 +401,7 @@ test("a layer is released when its last snapshot goes, and only then", async (co
   const upper = await prepare(base, snapshots[2]?.name ?? "");
   assert.equal(upper.found?.layer, 1, "the same layer once more, elsewhere in the stack");
   layers.calls.length = 0;
-  for (const { name } of [upper.found, ...snapshots.toReversed()]) snapshotter.remove(name);
+  for (const { name } of [upper.found, ...snapshots.toReversed()]) await snapshotter.remove(name);
   assert.deepEqual(layers.calls, ["release 3", "release 2", "release 1"]);
 });
 
@@ -410,13 +410,15 @@ test("a layer is not released while another snapshot is being made of it", async
   const first = await prepare(base, "");
   const other = await prepare(top, "");
   layers.calls.length = 0;
+  let removing: Promise<void> | undefined;
   layers.mountHook = () => {
     layers.mountHook = () => {};
-    snapshotter.remove(first.found?.name ?? "");
+    removing = snapshotter.remove(first.found?.name ?? "");
   };
   const second = await prepare(base, other.found?.name ?? "");
+  await removing;
   assert.ok(!layers.calls.includes("release 1"));
-  snapshotter.remove(second.found?.name ?? "");
+  await snapshotter.remove(second.found?.name ?? "");
   assert.ok(layers.calls.includes("release 1"));
 });
 

@@ -70,7 +70,7 @@ export class RemoteHandshake {
    */
   async prepare(request: RemotePrepare, signal: AbortSignal): Promise<RemoteOutcome> {
     const { parent, ref } = request;
-    if (this.#store.findRemote(parent, ref) !== undefined) return { ready: true };
+    if (this.#isThere(request) && (await this.#stays(request))) return { ready: true };
     // The client has begun to fetch all the layers above the first one that it had to unpack.
     if (parent !== "" && this.#store.get(parent).layer === undefined) {
       return { ready: false, reason: "parent_not_lazy" };
@@ -101,9 +101,19 @@ export class RemoteHandshake {
     await this.#work.close();
   }
 
+  #isThere({ parent, ref }: RemotePrepare): boolean {
+    return this.#store.findRemote(parent, ref) !== undefined;
+  }
+
+  /** Whether it still is when what is being written is on disk. */
+  async #stays(request: RemotePrepare): Promise<boolean> {
+    await this.#store.settled();
+    return this.#isThere(request);
+  }
+
   async #establish(request: RemotePrepare, signal: AbortSignal): Promise<RemoteOutcome> {
     // A call before this one may have finished meanwhile.
-    if (this.#store.findRemote(request.parent, request.ref) !== undefined) return { ready: true };
+    if (this.#isThere(request) && (await this.#stays(request))) return { ready: true };
     let layer: number | FallbackReason;
     try {
       layer = await this.#readyLayer(request, signal);
@@ -115,7 +125,7 @@ export class RemoteHandshake {
     }
     if (typeof layer !== "number") return { ready: false, reason: layer };
     try {
-      this.#store.createRemote({
+      await this.#store.createRemote({
         parent: request.parent,
         ref: request.ref,
         labels: new Map([...request.labels, [remoteLabel, "clip"]]),

@@ -103,12 +103,15 @@ function implementation(
     Mounts: handlers.unary<KeyMessage, MountsMessage>("Mounts", async ({ key }, { signal }) =>
       mountsMessage(await snapshotter.mounts(key, signal)),
     ),
-    Commit: handlers.unary<CommitMessage, object>("Commit", ({ key, name, parent, labels }) => {
-      snapshotter.commit({ key, name, parent, labels: labelsOf(labels) });
-      return {};
-    }),
-    Remove: handlers.unary<KeyMessage, object>("Remove", ({ key }) => {
-      snapshotter.remove(key);
+    Commit: handlers.unary<CommitMessage, object>(
+      "Commit",
+      async ({ key, name, parent, labels }) => {
+        await snapshotter.commit({ key, name, parent, labels: labelsOf(labels) });
+        return {};
+      },
+    ),
+    Remove: handlers.unary<KeyMessage, object>("Remove", async ({ key }) => {
+      await snapshotter.remove(key);
       return {};
     }),
     Stat: handlers.unary<KeyMessage, { info: InfoMessage }>("Stat", ({ key }) => ({
@@ -116,10 +119,10 @@ function implementation(
     })),
     Update: handlers.unary<UpdateMessage, { info: InfoMessage }>(
       "Update",
-      ({ info, updateMask }) => {
+      async ({ info, updateMask }) => {
         if (info === null) throw new ClipError("ARGUMENT_INVALID", "no snapshot is named");
         const paths = updateMask?.paths ?? [];
-        const snapshot = snapshotter.update(info.name, labelsOf(info.labels), paths);
+        const snapshot = await snapshotter.update(info.name, labelsOf(info.labels), paths);
         return { info: infoMessage(snapshot) };
       },
     ),

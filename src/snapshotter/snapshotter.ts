@@ -138,8 +138,8 @@ export class Snapshotter {
   }
 
   /** As {@link SnapshotStore.commit}. What it takes up is measured afterwards. */
-  commit(request: CommitRequest): void {
-    const committed = this.#store.commit(request);
+  async commit(request: CommitRequest): Promise<void> {
+    const committed = await this.#store.commit(request);
     this.#meter.forget(this.#directories.of(committed.id).upper);
     this.#measureCommitted(committed).catch((error: unknown) => {
       this.#log.debug({ id: committed.id, error: describeError(error) }, "usage is not known yet");
@@ -150,8 +150,8 @@ export class Snapshotter {
    * Forgets a snapshot; its files are deleted later.
    * @throws ClipError SNAPSHOT_NOT_FOUND, SNAPSHOT_PRECONDITION
    */
-  remove(key: string): void {
-    const snapshot = this.#store.remove(key);
+  async remove(key: string): Promise<void> {
+    const snapshot = await this.#store.remove(key);
     if (snapshot.layer !== undefined) this.#handshake?.releaseUnused(snapshot.layer);
     if (hasDirectories(snapshot)) this.#discard(snapshot.id);
   }
@@ -162,7 +162,7 @@ export class Snapshotter {
   }
 
   /** Changes labels, as {@link updatedLabels} does. @throws ClipError SNAPSHOT_NOT_FOUND, ARGUMENT_INVALID */
-  update(name: string, labels: Labels, paths: readonly string[]): Snapshot {
+  async update(name: string, labels: Labels, paths: readonly string[]): Promise<Snapshot> {
     const current = this.#store.get(name).labels;
     return this.#store.setLabels(name, updatedLabels(current, labels, paths));
   }
@@ -236,7 +236,7 @@ export class Snapshotter {
       }
       const mount = mountOf({ own, readOnly: kind === "view", lowers });
       if (signal.aborted) throw new ClipError("ABORTED", "the caller gave up");
-      this.#store.create({ id, key, kind, parent, labels });
+      await this.#store.create({ id, key, kind, parent, labels });
       return mount;
     } catch (error) {
       if (withDirectories) this.#discard(id);
@@ -273,7 +273,7 @@ export class Snapshotter {
     const { upper } = this.#directories.of(snapshot.id);
     const usage = await this.#meter.measure(upper);
     this.#meter.forget(upper);
-    this.#store.setUsage(snapshot, usage);
+    await this.#store.setUsage(snapshot, usage);
     return usage;
   }
 

@@ -33,16 +33,19 @@ function commit(store: SnapshotStore, key: string, name: string, parent = "", la
   return store.commit({ key, name, labels, parent });
 }
 
-function fails(code: ErrorCode, work: () => unknown) {
-  assert.throws(work, (error) => isClipError(error, code));
+async function fails(code: ErrorCode, work: () => unknown) {
+  await assert.rejects(
+    async () => work(),
+    (error) => isClipError(error, code),
+  );
 }
 
-test("a commit gives a snapshot a name, new labels and new times, and keeps its id and parent", (context) => {
+test("a commit gives a snapshot a name, new labels and new times, and keeps its id and parent", async (context) => {
   const store = openStore(context);
-  create(store, "a");
-  commit(store, "a", "base");
+  await create(store, "a");
+  await commit(store, "a", "base");
   const labels = new Map([["only", "while active"]]);
-  const active = store.create({
+  const active = await store.create({
     id: store.allocateId(),
     key: "b",
     kind: "active",
@@ -50,7 +53,7 @@ test("a commit gives a snapshot a name, new labels and new times, and keeps its 
     labels,
   });
   const before = wallClockNanoseconds();
-  const committed = commit(
+  const committed = await commit(
     store,
     "b",
     "top",
@@ -73,61 +76,66 @@ test("a commit gives a snapshot a name, new labels and new times, and keeps its 
   );
 });
 
-test("what breaks the rules is refused with the code that containerd expects", (context) => {
+test("what breaks the rules is refused with the code that containerd expects", async (context) => {
   const store = openStore(context);
-  create(store, "active");
-  create(store, "view", "", "view");
-  create(store, "a");
-  commit(store, "a", "base");
-  fails("SNAPSHOT_EXISTS", () => create(store, "active"));
-  fails("SNAPSHOT_EXISTS", () => create(store, "base"));
-  fails("SNAPSHOT_NOT_FOUND", () => create(store, "b", "nobody"));
-  fails("ARGUMENT_INVALID", () => create(store, "b", "active"));
-  fails("ARGUMENT_INVALID", () => create(store, ""));
-  fails("SNAPSHOT_EXISTS", () => commit(store, "active", "base"));
-  fails("SNAPSHOT_NOT_FOUND", () => commit(store, "nobody", "x"));
-  fails("SNAPSHOT_PRECONDITION", () => commit(store, "view", "x"));
-  fails("SNAPSHOT_PRECONDITION", () => commit(store, "base", "x"));
-  fails("SNAPSHOT_NOT_FOUND", () => store.get("nobody"));
-  fails("SNAPSHOT_NOT_FOUND", () => store.setLabels("nobody", none));
-  fails("SNAPSHOT_NOT_FOUND", () => store.remove("nobody"));
-  create(store, "child", "base");
-  assert.throws(() => store.remove("base"), /cannot remove/);
-  fails("SNAPSHOT_PRECONDITION", () => store.remove("base"));
-  store.remove("child");
-  store.remove("base");
+  await create(store, "active");
+  await create(store, "view", "", "view");
+  await create(store, "a");
+  await commit(store, "a", "base");
+  await fails("SNAPSHOT_EXISTS", () => create(store, "active"));
+  await fails("SNAPSHOT_EXISTS", () => create(store, "base"));
+  await fails("SNAPSHOT_NOT_FOUND", () => create(store, "b", "nobody"));
+  await fails("ARGUMENT_INVALID", () => create(store, "b", "active"));
+  await fails("ARGUMENT_INVALID", () => create(store, ""));
+  await fails("SNAPSHOT_EXISTS", () => commit(store, "active", "base"));
+  await fails("SNAPSHOT_NOT_FOUND", () => commit(store, "nobody", "x"));
+  await fails("SNAPSHOT_PRECONDITION", () => commit(store, "view", "x"));
+  await fails("SNAPSHOT_PRECONDITION", () => commit(store, "base", "x"));
+  await fails("SNAPSHOT_NOT_FOUND", () => store.get("nobody"));
+  await fails("SNAPSHOT_NOT_FOUND", () => store.setLabels("nobody", none));
+  await fails("SNAPSHOT_NOT_FOUND", () => store.remove("nobody"));
+  await create(store, "child", "base");
+  await assert.rejects(store.remove("base"), /cannot remove/);
+  await fails("SNAPSHOT_PRECONDITION", () => store.remove("base"));
+  await store.remove("child");
+  await store.remove("base");
 });
 
-test("a commit may give a parent only to a snapshot that has none", (context) => {
+test("a commit may give a parent only to a snapshot that has none", async (context) => {
   const store = openStore(context);
-  create(store, "a");
-  commit(store, "a", "base");
-  create(store, "b");
-  create(store, "c", "base");
-  create(store, "still active");
-  fails("SNAPSHOT_PRECONDITION", () => commit(store, "b", "x", "still active"));
-  fails("SNAPSHOT_NOT_FOUND", () => commit(store, "b", "x", "nobody"));
-  fails("ARGUMENT_INVALID", () => commit(store, "c", "y", "x"));
-  assert.equal(commit(store, "c", "y", "base").parent, "base");
-  assert.equal(commit(store, "b", "x", "base").parent, "base");
-  fails("SNAPSHOT_PRECONDITION", () => store.remove("base"));
+  await create(store, "a");
+  await commit(store, "a", "base");
+  await create(store, "b");
+  await create(store, "c", "base");
+  await create(store, "still active");
+  await fails("SNAPSHOT_PRECONDITION", () => commit(store, "b", "x", "still active"));
+  await fails("SNAPSHOT_NOT_FOUND", () => commit(store, "b", "x", "nobody"));
+  await fails("ARGUMENT_INVALID", () => commit(store, "c", "y", "x"));
+  assert.equal((await commit(store, "c", "y", "base")).parent, "base");
+  assert.equal((await commit(store, "b", "x", "base")).parent, "base");
+  await fails("SNAPSHOT_PRECONDITION", () => store.remove("base"));
 });
 
-test("everything survives a restart, and ids are never used again", (context) => {
+test("everything survives a restart, and ids are never used again", async (context) => {
   const path = join(directory, "restart.db");
   const first = SnapshotStore.open(path);
-  create(first, "a");
-  const base = commit(
+  await create(first, "a");
+  const base = await commit(
     first,
     "a",
     'base with "quotes" and ümlauts',
     "",
     new Map([["__proto__", "1"]]),
   );
-  first.setUsage(base, { bytes: 4096, inodes: 2 });
-  const remote = first.createRemote({ parent: base.name, ref: "sha256:r", labels: none, layer: 7 });
-  const gone = create(first, "gone");
-  first.remove("gone");
+  await first.setUsage(base, { bytes: 4096, inodes: 2 });
+  const remote = await first.createRemote({
+    parent: base.name,
+    ref: "sha256:r",
+    labels: none,
+    layer: 7,
+  });
+  const gone = await create(first, "gone");
+  await first.remove("gone");
   const all = first.all();
   first.close();
   const second = openStore(context, path);
@@ -138,40 +146,40 @@ test("everything survives a restart, and ids are never used again", (context) =>
   assert.ok(second.allocateId() > gone.id);
 });
 
-test("there is one remote snapshot for each parent and ref, and its layer is counted", (context) => {
+test("there is one remote snapshot for each parent and ref, and its layer is counted", async (context) => {
   const store = openStore(context);
   const request = { parent: "", ref: "sha256:r", labels: new Map([["a", "b"]]), layer: 3 };
-  const remote = store.createRemote(request);
-  assert.equal(store.createRemote({ ...request, layer: 4 }), remote);
+  const remote = await store.createRemote(request);
+  assert.equal(await store.createRemote({ ...request, layer: 4 }), remote);
   assert.equal(store.findRemote("", "sha256:r"), remote);
   assert.equal(store.findRemote("", "sha256:other"), undefined);
   assert.deepEqual(Object.fromEntries(remote.labels), { a: "b", [refLabel]: "sha256:r" });
-  const upper = store.createRemote({ ...request, parent: remote.name });
+  const upper = await store.createRemote({ ...request, parent: remote.name });
   assert.equal(store.findRemote(remote.name, "sha256:r"), upper);
   assert.equal(store.layerReferences(3), 2);
-  store.remove(upper.name);
-  store.remove(remote.name);
+  await store.remove(upper.name);
+  await store.remove(remote.name);
   assert.equal(store.layerReferences(3), 0);
   assert.equal(store.findRemote("", "sha256:r"), undefined);
-  fails("SNAPSHOT_NOT_FOUND", () => store.createRemote({ ...request, parent: "nobody" }));
+  await fails("SNAPSHOT_NOT_FOUND", () => store.createRemote({ ...request, parent: "nobody" }));
 });
 
-test("an ordinary snapshot with a ref is found by it, but is not a remote one", (context) => {
+test("an ordinary snapshot with a ref is found by it, but is not a remote one", async (context) => {
   const store = openStore(context);
   const labels = new Map([[refLabel, "sha256:r"]]);
   const id = store.allocateId();
-  const active = store.create({ id, key: "a", kind: "active", parent: "", labels });
+  const active = await store.create({ id, key: "a", kind: "active", parent: "", labels });
   assert.deepEqual(store.findByRef("", "sha256:r"), [active]);
   assert.equal(store.findRemote("", "sha256:r"), undefined);
-  store.setLabels("a", none);
+  await store.setLabels("a", none);
   assert.deepEqual(store.findByRef("", "sha256:r"), []);
 });
 
-test("an update changes labels and its time alone, a measurement not even that", (context) => {
+test("an update changes labels and its time alone, a measurement not even that", async (context) => {
   const store = openStore(context);
-  create(store, "a");
-  const before = commit(store, "a", "base");
-  const updated = store.setLabels(
+  await create(store, "a");
+  const before = await commit(store, "a", "base");
+  const updated = await store.setLabels(
     "base",
     new Map([
       ["l", "1"],
@@ -181,17 +189,17 @@ test("an update changes labels and its time alone, a measurement not even that",
   assert.deepEqual([...updated.labels], [["l", "1"]]);
   assert.equal(updated.createdAt, before.createdAt);
   assert.ok(updated.updatedAt >= before.updatedAt);
-  store.setUsage(before, { bytes: 1, inodes: 1 });
+  await store.setUsage(before, { bytes: 1, inodes: 1 });
   assert.deepEqual(store.get("base"), { ...updated, usage: { bytes: 1, inodes: 1 } });
 });
 
-test("a measurement of a snapshot that is gone is dropped", (context) => {
+test("a measurement of a snapshot that is gone is dropped", async (context) => {
   const store = openStore(context);
-  create(store, "a");
-  const gone = commit(store, "a", "base");
-  store.remove("base");
-  create(store, "b");
-  commit(store, "b", "base");
-  store.setUsage(gone, { bytes: 1, inodes: 1 });
+  await create(store, "a");
+  const gone = await commit(store, "a", "base");
+  await store.remove("base");
+  await create(store, "b");
+  await commit(store, "b", "base");
+  await store.setUsage(gone, { bytes: 1, inodes: 1 });
   assert.equal(store.get("base").usage, undefined);
 });

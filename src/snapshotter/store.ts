@@ -1,10 +1,12 @@
 /**
- * The durable table of snapshots. All of it is mirrored in memory, so that reading never waits;
- * each change is on disk before its method returns.
+ * The durable table of snapshots. All of it is mirrored in memory, so that reading never waits. A
+ * change is seen at once, in the order of the calls, and is on disk when its promise is fulfilled;
+ * if it cannot be brought there, the mirror is made anew from what is.
  */
-import type { DatabaseSync } from "node:sqlite";
+import type { DatabaseSync, SQLInputValue } from "node:sqlite";
 import { openDatabase } from "../base/database.ts";
 import { ClipError } from "../base/errors.ts";
+import { GroupCommit } from "../base/group-commit.ts";
 import { wallClockNanoseconds } from "../os/libc.ts";
 import { SnapshotTable } from "./snapshot-table.ts";
 import { refLabel, type Labels, type Snapshot, type SnapshotUsage } from "./snapshot.ts";
@@ -59,13 +61,15 @@ const migrations = [
 /** The snapshots of one clip. */
 export class SnapshotStore {
   readonly #database: DatabaseSync;
-  readonly #table = new SnapshotTable();
+  readonly #changes: GroupCommit;
+  #table = new SnapshotTable();
   #lastId: number;
 
   private constructor(database: DatabaseSync) {
     this.#database = database;
+    this.#changes = new GroupCommit(database, () => this.#read());
     this.#lastId = readLastId(database);
-    for (const snapshot of readSnapshots(database)) this.#table.set(snapshot);
+    this.#read();
   }
 
   /** Opens the table at `path`, or makes a new one. */
@@ -74,7 +78,13 @@ export class SnapshotStore {
   }
 
   close(): void {
+    this.#changes.flush();
     this.#database.close();
+  }
+
+  /** Waits until what can be seen is on disk. */
+  settled(): Promise<void> {
+    return this.#changes.settled();
   }
 
   /** An id that no snapshot has had. Lost if no snapshot is created with it. */
@@ -143,7 +153,7 @@ export class SnapshotStore {
   }
 
   /** Records a new active or view snapshot. @throws as {@link checkCreate} */
-  create(request: CreateRequest): Snapshot {
+  async create(request: CreateRequest): Promise<Snapshot> {
     this.checkCreate(request.key, request.parent);
     const now = wallClockNanoseconds();
     return this.#insert({
@@ -163,9 +173,12 @@ export class SnapshotStore {
    * Records a committed remote snapshot under a name of its own, or finds the one that exists.
    * @throws ClipError SNAPSHOT_NOT_FOUND for the parent, ARGUMENT_INVALID
    */
-  createRemote(request: RemoteRequest): Snapshot {
+  async createRemote(request: RemoteRequest): Promise<Snapshot> {
     const existing = this.findRemote(request.parent, request.ref);
-    if (existing !== undefined) return existing;
+    if (existing !== undefined) {
+      await this.settled();
+      return existing;
+    }
     this.#committedParent(request.parent, "ARGUMENT_INVALID");
     const now = wallClockNanoseconds();
     const id = this.allocateId();
@@ -188,7 +201,7 @@ export class SnapshotStore {
    * times; its id stays.
    * @throws ClipError SNAPSHOT_EXISTS, SNAPSHOT_NOT_FOUND, SNAPSHOT_PRECONDITION, ARGUMENT_INVALID
    */
-  commit(request: CommitRequest): Snapshot {
+  async commit(request: CommitRequest): Promise<Snapshot> {
     this.#checkFree(request.name);
     const active = this.get(request.key);
     if (active.kind !== "active") {
@@ -222,37 +235,31 @@ export class SnapshotStore {
    * Replaces the labels of a snapshot. Labels without a value are left out.
    * @throws ClipError SNAPSHOT_NOT_FOUND
    */
-  setLabels(name: string, labels: Labels): Snapshot {
+  async setLabels(name: string, labels: Labels): Promise<Snapshot> {
     const snapshot = this.get(name);
     const updatedAt = wallClockNanoseconds();
     return this.#replace(snapshot, { ...snapshot, labels: stored(labels), updatedAt });
   }
 
   /** Keeps what a committed snapshot was measured to take up, if it still is what it was. */
-  setUsage(snapshot: Snapshot, usage: SnapshotUsage): void {
+  async setUsage(snapshot: Snapshot, usage: SnapshotUsage): Promise<void> {
     const current = this.#table.get(snapshot.name);
     if (current?.id !== snapshot.id) return;
-    // It need not be on disk: it can be measured again.
-    this.#database.exec("PRAGMA synchronous = NORMAL");
-    try {
-      this.#replace(current, { ...current, usage });
-    } finally {
-      this.#database.exec("PRAGMA synchronous = FULL");
-    }
+    await this.#replace(current, { ...current, usage });
   }
 
   /**
    * Forgets a snapshot.
    * @throws ClipError SNAPSHOT_NOT_FOUND, SNAPSHOT_PRECONDITION when it has children
    */
-  remove(name: string): Snapshot {
+  async remove(name: string): Promise<Snapshot> {
     const snapshot = this.get(name);
     if (this.#table.hasChildren(name)) {
       // containerd and its tests know this failure by the word "remove".
       throw new ClipError("SNAPSHOT_PRECONDITION", `cannot remove ${quote(name)}: it has children`);
     }
-    this.#database.prepare("DELETE FROM snapshots WHERE id = ?").run(snapshot.id);
     this.#table.delete(snapshot);
+    await this.#change("DELETE FROM snapshots WHERE id = ?", [snapshot.id]);
     return snapshot;
   }
 
@@ -281,27 +288,34 @@ export class SnapshotStore {
     return parent;
   }
 
-  #insert(snapshot: Snapshot): Snapshot {
-    this.#database
-      .prepare(
-        `INSERT INTO snapshots (name, parent, kind, labels, created, updated, layer, bytes, inodes, id)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-      )
-      .run(...columns(snapshot));
+  async #insert(snapshot: Snapshot): Promise<Snapshot> {
     this.#table.set(snapshot);
+    await this.#change(
+      `INSERT INTO snapshots (name, parent, kind, labels, created, updated, layer, bytes, inodes, id)
+       VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+      columns(snapshot),
+    );
     return snapshot;
   }
 
-  #replace(before: Snapshot, after: Snapshot): Snapshot {
-    this.#database
-      .prepare(
-        `UPDATE snapshots SET name = ?, parent = ?, kind = ?, labels = ?, created = ?,
-           updated = ?, layer = ?, bytes = ?, inodes = ? WHERE id = ?`,
-      )
-      .run(...columns(after));
+  async #replace(before: Snapshot, after: Snapshot): Promise<Snapshot> {
     this.#table.delete(before);
     this.#table.set(after);
+    await this.#change(
+      `UPDATE snapshots SET name = ?, parent = ?, kind = ?, labels = ?, created = ?,
+         updated = ?, layer = ?, bytes = ?, inodes = ? WHERE id = ?`,
+      columns(after),
+    );
     return after;
+  }
+
+  #change(sql: string, values: SQLInputValue[]): Promise<void> {
+    return this.#changes.add(() => void this.#database.prepare(sql).run(...values));
+  }
+
+  #read(): void {
+    this.#table = new SnapshotTable();
+    for (const snapshot of readSnapshots(this.#database)) this.#table.set(snapshot);
   }
 }
 
@@ -310,7 +324,7 @@ function stored(labels: Labels): Labels {
   return new Map([...labels].filter(([, value]) => value !== ""));
 }
 
-function columns(snapshot: Snapshot): (string | number | bigint | null)[] {
+function columns(snapshot: Snapshot): SQLInputValue[] {
   return [
     snapshot.name,
     snapshot.parent === "" ? null : snapshot.parent,

@@ -27,7 +27,7 @@ function* orphans(
     const repair = async () => {
       const store = SnapshotStore.open(join(root, databases.snapshots));
       try {
-        store.remove(snapshot.name);
+        await store.remove(snapshot.name);
       } finally {
         store.close();
       }

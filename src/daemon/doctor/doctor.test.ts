@@ -64,7 +64,8 @@ function addSnapshots(names: readonly string[], kind: "active" | "view" = "activ
   const store = SnapshotStore.open(join(root, "snapshots.db"));
   const ids = names.map((key) => {
     const id = store.allocateId();
-    store.create({ id, key, kind, parent: "", labels: new Map() });
+    // Closing brings it to disk.
+    void store.create({ id, key, kind, parent: "", labels: new Map() });
     return id;
   });
   store.close();
@@ -155,11 +156,11 @@ void test("snapshots whose parent is lost are forgotten, the topmost first", asy
   const store = SnapshotStore.open(join(root, "snapshots.db"));
   const ids = [store.allocateId(), store.allocateId(), store.allocateId()] as const;
   const labels = new Map<string, string>();
-  store.create({ id: ids[0], key: "bottom-key", kind: "active", parent: "", labels });
-  store.commit({ key: "bottom-key", name: "bottom", labels, parent: "" });
-  store.create({ id: ids[1], key: "middle-key", kind: "active", parent: "bottom", labels });
-  store.commit({ key: "middle-key", name: "middle", labels, parent: "" });
-  store.create({ id: ids[2], key: "top", kind: "active", parent: "middle", labels });
+  await store.create({ id: ids[0], key: "bottom-key", kind: "active", parent: "", labels });
+  await store.commit({ key: "bottom-key", name: "bottom", labels, parent: "" });
+  await store.create({ id: ids[1], key: "middle-key", kind: "active", parent: "bottom", labels });
+  await store.commit({ key: "middle-key", name: "middle", labels, parent: "" });
+  await store.create({ id: ids[2], key: "top", kind: "active", parent: "middle", labels });
   store.close();
   await makeDirectories(ids);
   const database = new DatabaseSync(join(root, "snapshots.db"), {
@@ -181,7 +182,7 @@ void test("snapshots whose parent is lost are forgotten, the topmost first", asy
 
 void test("a snapshot of a layer that is not known is told with what to do", async () => {
   const store = SnapshotStore.open(join(root, "snapshots.db"));
-  store.createRemote({ parent: "", ref: diffId, labels: new Map(), layer: 7 });
+  await store.createRemote({ parent: "", ref: diffId, labels: new Map(), layer: 7 });
   store.close();
   const [found] = await findings("snapshots");
   assert.deepEqual([found?.severity, found?.where, found?.repairable], ["error", diffId, false]);
@@ -195,7 +196,7 @@ void test("lost directories of a container are made anew, those of a layer are n
   await rm(join(root, "w", String(id)), { recursive: true });
   await isRepaired("snapshots", /work directory/, join(root, "w", String(id)));
   const store = SnapshotStore.open(join(root, "snapshots.db"));
-  store.commit({ key: "default/1/container", name: "c", labels: new Map(), parent: "" });
+  await store.commit({ key: "default/1/container", name: "c", labels: new Map(), parent: "" });
   store.close();
   await rm(join(root, "s", String(id)), { recursive: true });
   const [found] = await findings("snapshots", { repair: true });
