@@ -229,6 +229,7 @@ void test("a file that the kernel may read by itself is neither replaced nor pun
 
   const users = {
     devices: () => new Set([layer]),
+    unshared: () => new Set<Digest>(),
     costly: () => new Set<Digest>(),
     ifUnused: async () => false,
   };

@@ -19,7 +19,7 @@ import { spanMapBytesMax } from "../base/limits.ts";
 import { punchHole } from "../os/libc.ts";
 import type { Log } from "../telemetry/log.ts";
 import { DiskSpace, type DiskLimits, type FileOnDisk } from "./disk-space.ts";
-import { Evictor, type ClosedLayer, type DiskCacheState } from "./evictor.ts";
+import { Evictor, type ClosedLayer, type DiskCacheState, type EvictionRank } from "./evictor.ts";
 import { asDiskError, syncDirectory, writeFileDurably } from "./files.ts";
 import { LayerFile, layerFileBytesOnDisk, removeLayerFile } from "./layer-file.ts";
 import {
@@ -53,6 +53,8 @@ export interface SpanClaims extends SpanMapHeader {
 export interface LayerUsers {
   /** Layers whose file the kernel may be reading by itself: no byte of it may go. */
   devices(): ReadonlySet<Digest>;
+  /** Layers that other nodes are still to get from here: they go after those that are not. */
+  unshared(): ReadonlySet<Digest>;
   /** Layers that come back only as a whole: they go when nothing else is left that may go. */
   costly(): ReadonlySet<Digest>;
   /** Runs `remove` unless the layer is in use or about to be; whether it ran. */
@@ -86,6 +88,7 @@ export class DiskCache {
   readonly #queue = new KeyedQueue();
   #users: LayerUsers = {
     devices: () => new Set(),
+    unshared: () => new Set(),
     costly: () => new Set(),
     ifUnused: async (_, remove) => {
       await remove();
@@ -99,7 +102,7 @@ export class DiskCache {
     this.#log = log;
     this.#evictor = new Evictor({
       space: new DiskSpace(directory, limits, freeBytes),
-      openFiles: (costly) => this.#evictableFiles(costly),
+      openFiles: (rank) => this.#evictableFiles(rank),
       closedLayers: (files) => this.#closedLayers(files),
       log,
     });
@@ -311,25 +314,33 @@ export class DiskCache {
     return { dataPath, mapPath: dataPath + mapSuffix };
   }
 
-  /** Those that are costly, or those that are not. */
-  #evictableFiles(costly: boolean): LayerFile[] {
+  #evictableFiles(rank?: EvictionRank): LayerFile[] {
     const devices = this.#users.devices();
-    const costlyOnes = this.#users.costly();
+    const rankOf = this.#ranks();
     return [...this.#open]
-      .filter(([digest]) => !devices.has(digest) && costlyOnes.has(digest) === costly)
+      .filter(([digest]) => !devices.has(digest) && (rank ?? rankOf(digest)) === rankOf(digest))
       .map(([, file]) => file);
+  }
+
+  #ranks(): (digest: Digest) => EvictionRank {
+    const costly = this.#users.costly();
+    const unshared = this.#users.unshared();
+    return (digest) => {
+      if (costly.has(digest)) return "costly";
+      return unshared.has(digest) ? "unshared" : "ordinary";
+    };
   }
 
   #closedLayers(files: readonly FileOnDisk[]): ClosedLayer[] {
     const mapBytes = new Map(files.map(({ name, bytes }) => [name, bytes]));
-    const costly = this.#users.costly();
+    const rankOf = this.#ranks();
     return files.flatMap(({ name, bytes, modifiedAt }) => {
       const digest = digestFromKey(name);
       if (digest === undefined || this.#open.has(digest)) return [];
       return {
         bytes: bytes + (mapBytes.get(name + mapSuffix) ?? 0),
         usedAt: Math.max(modifiedAt, this.#usedAt.get(digest) ?? 0),
-        costly: costly.has(digest),
+        rank: rankOf(digest),
         remove: () => this.#removeUnused(digest),
       };
     });

@@ -3,6 +3,7 @@ import { mkdtemp, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
 import fc from "fast-check";
 import { digestKey, digestOf, type Digest } from "../base/digest.ts";
 import { silentLog } from "../telemetry/log.ts";
@@ -47,6 +48,7 @@ const present = (file: LayerFile) => [...file.spanPresent.keys()].filter((span) 
 
 const users = (more: Partial<LayerUsers>): LayerUsers => ({
   devices: () => new Set(),
+  unshared: () => new Set(),
   costly: () => new Set(),
   ifUnused: async (_, remove) => {
     await remove();
@@ -100,6 +102,35 @@ void test("layers that nobody has open go before any span of those that are", as
   assert.equal(cache.state.evicted.layers, 1);
   await stat(join(directory, digestKey(named("first"))));
   await assert.rejects(stat(join(directory, digestKey(named("second")))), { code: "ENOENT" });
+});
+
+void test("what is still to be shared goes after what is not, and before what is costly", async () => {
+  const { cache, directory } = await newCache();
+  const unshared = [named("unshared"), named("unshared and closed")];
+  cache.setUsers(
+    users({ unshared: () => new Set(unshared), costly: () => new Set([named("costly")]) }),
+  );
+  const costly = await openLayer(cache, "costly");
+  await write(costly, 0, 5, 1);
+  const waiting = await openLayer(cache, "unshared");
+  await write(waiting, 0, 5, 1000);
+  const closed = await openLayer(cache, "unshared and closed");
+  await write(closed, 0, 5, 1);
+  await cache.closeLayer(named("unshared and closed"));
+  const file = await openLayer(cache, "ordinary");
+  await write(file, 0, 11, 2000);
+  while (cache.state.evicted.bytes === 0) await sleep(1);
+  assert.ok(present(file).length < 12);
+  assert.equal(cache.state.evicted.layers, 0, "nothing else has gone");
+  assert.equal(present(waiting).length, 6);
+
+  // Where nothing else is left it does go, as a whole first.
+  await write(costly, 6, 19, 1);
+  while (cache.state.evicted.layers === 0) await sleep(1);
+  await assert.rejects(stat(join(directory, digestKey(named("unshared and closed")))));
+  assert.deepEqual(present(file), []);
+  assert.equal(present(costly).length, 20);
+  await cache.close();
 });
 
 void test("what comes back only as a whole goes after all else, open or not", async () => {

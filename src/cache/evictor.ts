@@ -29,12 +29,19 @@ export interface EvictionCounters {
   refused: number;
 }
 
+/** In which order layers go; whoever was used last does not matter between them. */
+export type EvictionRank =
+  | "ordinary"
+  /** Other nodes are still to get it from here. */
+  | "unshared"
+  /** It comes back only as a whole. */
+  | "costly";
+
 /** A layer that is on disk and not open. */
 export interface ClosedLayer {
   bytes: number;
   usedAt: number;
-  /** It comes back only as a whole. */
-  costly: boolean;
+  rank: EvictionRank;
   /** Deletes it if nobody needs it. */
   remove(): Promise<boolean>;
 }
@@ -42,8 +49,8 @@ export interface ClosedLayer {
 /** What {@link Evictor} is made with. */
 export interface EvictorOptions {
   space: DiskSpace;
-  /** Layers that are open and of which spans may go: those that come back only as a whole, or not. */
-  openFiles: (costly: boolean) => LayerFile[];
+  /** Layers of a rank that are open and of which spans may go; default: of any. */
+  openFiles: (rank?: EvictionRank) => LayerFile[];
   /** Of these files, the layers that are not open. */
   closedLayers: (files: readonly FileOnDisk[]) => ClosedLayer[];
   log: Log;
@@ -58,7 +65,8 @@ export interface DiskCacheState extends DiskLimits {
 /**
  * Makes room in the background when the high-water mark is passed, and while a span waits when the
  * limit is. Layers that nobody has open go first, one by one; then spans of those that are open.
- * Then, in the same order, what comes back only as a whole.
+ * Then, in the same order, what other nodes are still to get from here, and at last what comes back
+ * only as a whole.
  */
 export class Evictor implements SpaceKeeper {
   readonly counters: EvictionCounters = { spans: 0, bytes: 0, layers: 0, refused: 0 };
@@ -183,11 +191,12 @@ export class Evictor implements SpaceKeeper {
     if (target <= 0) return 0;
     const closed = this.#options.closedLayers(files);
     const layersBefore = this.counters.layers;
-    let freed = await this.#evictKind(closed, target, false);
+    let freed = await this.#evictRank(closed, target, "ordinary");
+    freed += await this.#evictRank(closed, target - freed, "unshared");
     // Spans that are being written can rather be done without.
     const isOver = this.#space.writtenExcess("high") > 0;
     const rest = Math.max(bytesMin - freed, isOver ? this.#space.writtenExcess("low") : 0);
-    freed += await this.#evictKind(closed, rest, true);
+    freed += await this.#evictRank(closed, rest, "costly");
     this.counters.bytes += freed;
     if (freed === 0) {
       this.#fruitlessAt = performance.now();
@@ -205,15 +214,14 @@ export class Evictor implements SpaceKeeper {
     return freed;
   }
 
-  /** What is costly, or what is not. */
-  async #evictKind(
+  async #evictRank(
     closed: readonly ClosedLayer[],
     target: number,
-    costly: boolean,
+    rank: EvictionRank,
   ): Promise<number> {
-    const layers = closed.filter((layer) => layer.costly === costly);
+    const layers = closed.filter((layer) => layer.rank === rank);
     const freed = await this.#evictLayers(layers, target);
-    return freed + (await this.#evictSpans(target - freed, costly));
+    return freed + (await this.#evictSpans(target - freed, rank));
   }
 
   async #evictLayers(layers: readonly ClosedLayer[], target: number): Promise<number> {
@@ -228,15 +236,15 @@ export class Evictor implements SpaceKeeper {
     return freed;
   }
 
-  async #evictSpans(target: number, costly: boolean): Promise<number> {
+  async #evictSpans(target: number, rank: EvictionRank): Promise<number> {
     if (target <= 0) return 0;
     this.#collect();
     let freed = 0;
     const { openFiles } = this.#options;
-    for (const [file, spans] of leastRecentlyUsed(openFiles(costly), target)) {
+    for (const [file, spans] of leastRecentlyUsed(openFiles(rank), target)) {
       if (this.#closing.signal.aborted) break;
       // The kernel may have begun to read it by itself.
-      if (!openFiles(costly).includes(file)) continue;
+      if (!openFiles(rank).includes(file)) continue;
       const went = await file.evict(spans);
       this.counters.spans += went.spans;
       this.#space.freed(went.bytes);
@@ -247,9 +255,7 @@ export class Evictor implements SpaceKeeper {
 
   #collect(): void {
     const now = steadyNow();
-    for (const costly of [false, true]) {
-      for (const file of this.#options.openFiles(costly)) file.use.collect(now);
-    }
+    for (const file of this.#options.openFiles()) file.use.collect(now);
   }
 
   #watch(): void {

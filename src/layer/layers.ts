@@ -109,8 +109,7 @@ export class Layers {
       ...(this.#lookup === undefined ? {} : { lookup: this.#lookup }),
       ...{ registry, cache, records, counters, activity, log },
       ...{ indexes: trusted, metaImages: this.#metaImages },
-      spanBytes: options.spanBytes ?? MiB,
-      pulls: this.#pulls,
+      ...{ spanBytes: options.spanBytes ?? MiB, pulls: this.#pulls },
       pullConnections: options.pullConnections ?? 4,
     });
     this.#parts = new LayerParts({
@@ -132,7 +131,9 @@ export class Layers {
       ...{ scrub: options.scrub, scrubPath: join(root, "scrub.db") },
     });
     cache.setUsers(
-      cacheUsers({ records, mounts: this.#mounts, active: this.#active, queue: this.#queue }),
+      cacheUsers({
+        ...{ records, mounts: this.#mounts, active: this.#active, queue: this.#queue, ...cluster },
+      }),
     );
     this.#fill =
       options.backgroundFillDelayMs === undefined

@@ -27,6 +27,7 @@ async function setUp({ needed = true, bytesMax = 0 } = {}) {
   // What is open may not go: then no room can be made.
   cache.setUsers({
     devices: () => new Set([layer.head.layerDigest]),
+    unshared: () => new Set(),
     costly: () => new Set(),
     ifUnused: async () => false,
   });

@@ -1,5 +1,5 @@
 /** The content cache as layers see it: it gives spans and indexes, and takes what this node has. */
-import { digestOf } from "../../base/digest.ts";
+import { digestOf, type Digest } from "../../base/digest.ts";
 import { ClipError, describeError, isClipError } from "../../base/errors.ts";
 import type { ContentKey } from "../../cache/content/content-cache.ts";
 import { decodePreamble } from "../../index/format.ts";
@@ -65,6 +65,11 @@ export class ClusterTier {
   /** Layers that wait to be stored. */
   get storesWaiting(): number {
     return this.#stores?.length ?? 0;
+  }
+
+  /** These layers. */
+  waitingToBeStored(): ReadonlySet<Digest> {
+    return this.#stores?.layers() ?? new Set();
   }
 
   /** Whether indexes must be signed. */

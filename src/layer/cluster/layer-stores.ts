@@ -1,5 +1,6 @@
 /** Stores layers in the content cache, one after the other, behind the readers. */
 import { steadyNow } from "../../base/clock.ts";
+import type { Digest } from "../../base/digest.ts";
 import { describeError, isClipError } from "../../base/errors.ts";
 import { sharedIndexBytesMax } from "../../base/limits.ts";
 import {
@@ -67,6 +68,16 @@ export class LayerStores {
   /** Layers that wait to be stored, or are being stored. */
   get length(): number {
     return this.#options.queue.length;
+  }
+
+  /** These layers; none while the queue cannot be read. */
+  layers(): ReadonlySet<Digest> {
+    try {
+      return this.#options.queue.layers();
+    } catch (error) {
+      this.#noteQueueFailure(error);
+      return new Set();
+    }
   }
 
   /** Begins with what an earlier run left. */

@@ -38,6 +38,7 @@ test("a layer that waits already becomes due, and is replaced if anyone wants th
   queue.postpone(layer("a"), 9_000);
   queue.add(layer("a"), false, 500);
   assert.equal(queue.length, 1);
+  assert.deepEqual([...queue.layers()], [layer("a").layerDigest]);
   const { dueAt, queuedAt, replace } = queue.first() ?? assert.fail();
   assert.deepEqual({ dueAt, queuedAt, replace }, { dueAt: 500, queuedAt: 100, replace: true });
   queue.close();
@@ -53,5 +54,8 @@ test("those that have waited longest make room", () => {
     [layer("a").layerDigest],
   );
   assert.equal(queue.length, 2);
+  assert.equal(queue.layers().has(layer("a").layerDigest), false);
+  queue.remove(queue.first() ?? assert.fail());
+  assert.deepEqual([...queue.layers()], [layer("c").layerDigest]);
   queue.close();
 });

@@ -1,7 +1,7 @@
 /** What is to be stored in the content cache, on disk: it survives restarts and crashes. */
 import type { DatabaseSync } from "node:sqlite";
 import { openDatabase, transaction } from "../../base/database.ts";
-import { parseDigest } from "../../base/digest.ts";
+import { parseDigest, type Digest } from "../../base/digest.ts";
 import type { SharedLayer } from "./cluster-options.ts";
 
 /** A layer that waits to be stored. */
@@ -34,6 +34,8 @@ const migrations = [
 export class StoreQueue {
   readonly #database: DatabaseSync;
   readonly #lengthMax: number;
+  /** As they were when they were last asked for; undefined since something has changed. */
+  #layers: ReadonlySet<Digest> | undefined;
 
   private constructor(database: DatabaseSync, lengthMax: number) {
     this.#database = database;
@@ -51,6 +53,12 @@ export class StoreQueue {
     return Number(row?.["count"] ?? 0);
   }
 
+  /** Digests of all layers that wait. */
+  layers(): ReadonlySet<Digest> {
+    this.#layers ??= new Set(this.all().map(({ layerDigest }) => layerDigest));
+    return this.#layers;
+  }
+
   /** All layers that wait. */
   all(): QueuedStore[] {
     return this.#database.prepare("SELECT * FROM store").all().map(toQueued);
@@ -61,6 +69,7 @@ export class StoreQueue {
    * @returns layers that had to make room: those that have waited longest
    */
   add(layer: SharedLayer, replace: boolean, now: number): QueuedStore[] {
+    this.#layers = undefined;
     return transaction(this.#database, () => {
       this.#database
         .prepare(
@@ -93,6 +102,7 @@ export class StoreQueue {
 
   /** The layer has been stored, or is given up. */
   remove({ layerDigest }: SharedLayer): void {
+    this.#layers = undefined;
     this.#database.prepare("DELETE FROM store WHERE layer_digest = ?").run(layerDigest);
   }
 
