@@ -3,6 +3,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { databaseComplaints, salvageDatabase } from "../../base/database-repair.ts";
 import { LayerRecords } from "../../layer/records.ts";
+import { ScrubRecords } from "../../layer/scrub-records.ts";
 import { SnapshotStore } from "../../snapshotter/store.ts";
 import type { Finding } from "./finding.ts";
 import { databases, openQueue, type Patient } from "./patient.ts";
@@ -11,6 +12,7 @@ const creators: Readonly<Record<keyof typeof databases, (path: string) => void>>
   snapshots: (path) => SnapshotStore.open(path).close(),
   layers: (path) => LayerRecords.open(path).close(),
   stores: (path) => openQueue(path).close(),
+  scrub: (path) => ScrubRecords.open(path).close(),
 };
 
 /** What SQLite complains about, a finding a database. */

@@ -138,10 +138,12 @@ void test("a damaged page costs the rows that are on it, and no others", async (
 });
 
 void test("a file that is no database is replaced by an empty one, and kept", async () => {
-  const path = join(root, "layers.db");
-  await writeFile(path, "this is no database", { mode: 0o600 });
-  await isRepaired("databases", /not a database/, path);
-  assert.equal(await readFile(`${path}.damaged`, "utf8"), "this is no database");
+  for (const name of ["snapshots", "layers", "stores", "scrub"]) {
+    const path = join(root, `${name}.db`);
+    await writeFile(path, "this is no database", { mode: 0o600 });
+    await isRepaired("databases", /not a database/, path);
+    assert.equal(await readFile(`${path}.damaged`, "utf8"), "this is no database");
+  }
 });
 
 void test("a damaged database is left to the daemon's stop while it serves", async () => {

@@ -42,6 +42,7 @@ export const databases = {
   snapshots: "snapshots.db",
   layers: "layers.db",
   stores: "stores.db",
+  scrub: "scrub.db",
 } as const;
 
 /**
