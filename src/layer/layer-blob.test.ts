@@ -257,3 +257,25 @@ void test("spans that were given up are fetched and kept; those that cannot be h
   assert.equal(await blob.restore([1, 2], signal), 1);
   await close();
 });
+
+void test("once no source answers for a span that was given up, the rest is not asked for", async () => {
+  const layer = fakeLayer(6, 1000);
+  const cache = new FakeSource(layer, "cache");
+  const registry = new FakeSource(layer, "registry");
+  const { blob, file, close } = await openBlob(layer, [cache, registry]);
+  const signal = new AbortController().signal;
+  cache.failure = new ClipError("CACHE_UNAVAILABLE", "the cache is away");
+  registry.failure = new ClipError("REGISTRY_UNAVAILABLE", "the registry is away");
+  assert.equal(await blob.restore([0, 1, 2, 3], signal), 0);
+  assert.deepEqual([cache.requests.length, registry.requests.length], [1, 1]);
+  cache.failure = undefined;
+  assert.equal(await blob.restore([0, 1, 2, 3], signal), 4);
+
+  // Wrong bytes say nothing of the other spans.
+  await file.drop([0, 1, 2, 3]);
+  cache.failure = new ClipError("CACHE_UNAVAILABLE", "the cache is away");
+  registry.failure = undefined;
+  registry.damageSpan = 1;
+  assert.equal(await blob.restore([0, 1, 2, 3], signal), 3);
+  await close();
+});

@@ -89,24 +89,27 @@ export class LayerBlob {
   }
 
   /**
-   * Fetches spans that were given up, and keeps them.
+   * Fetches spans that were given up, and keeps them. Once no source has answered for one, the rest is
+   * not asked for: each would take as long to fail. Whoever reads there tries again.
    * @returns how many of them are on disk now; what cannot be had, or kept, is left out
    * @throws ClipError ABORTED
    */
   async restore(spans: readonly number[], signal: AbortSignal): Promise<number> {
-    let restored = 0;
+    const isLeft = (span: number) => !this.file.has(span);
     for (const span of spans) {
       try {
         this.#fetcher.start(span, span);
         if (this.#fetcher.isInFlight(span)) await this.#fetcher.waitUntilKept(span, signal);
       } catch (error) {
         if (signal.aborted) throw error;
-        const fields = { layer: this.head.layerDigest, span, error: describeError(error) };
-        this.#options.log.warn(fields, "a damaged span cannot be fetched now");
+        const othersMayCome = isAboutOneSpan(error);
+        const left = othersMayCome ? 1 : spans.filter(isLeft).length;
+        const fields = { layer: this.head.layerDigest, span, left, error: describeError(error) };
+        this.#options.log.warn(fields, "damaged spans cannot be fetched now");
+        if (!othersMayCome) break;
       }
-      if (this.file.has(span)) restored++;
     }
-    return restored;
+    return spans.length - spans.filter(isLeft).length;
   }
 
   /** Whether a span is being fetched or written to disk. */
@@ -212,4 +215,9 @@ export class LayerBlob {
     log.warn(fields, "a span on disk cannot be read, and is fetched again");
     onLost?.();
   }
+}
+
+/** Whether other spans may be had nevertheless: this one came wrong, or whoever fetched it gave up. */
+function isAboutOneSpan(error: unknown): boolean {
+  return isClipError(error) && (error.code.startsWith("CORRUPT_") || error.code === "ABORTED");
 }
