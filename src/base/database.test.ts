@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
-import { chmodSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
+import { chmodSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
 import { after, test } from "node:test";
 import { openDatabase, transaction } from "./database.ts";
 import { isClipError } from "./errors.ts";
@@ -73,4 +74,32 @@ test("a database that must not be written says which one", () => {
     (error) => isClipError(error, "SYSTEM_CALL") && error.message.includes("e.db"),
   );
   database.close();
+});
+
+test("a database is opened although a crash has left what was to reserve room", () => {
+  const path = join(directory, "f.db");
+  const migrations = ["CREATE TABLE t (x INTEGER)"];
+  openDatabase(path, migrations).close();
+  const crashed = new DatabaseSync(path);
+  crashed.exec("CREATE TABLE room (bytes BLOB)");
+  crashed.close();
+  const database = openDatabase(path, migrations);
+  const tables = database.prepare("SELECT name FROM sqlite_master WHERE type = 'table'").all();
+  assert.deepEqual(
+    tables.map(({ name }) => name),
+    ["t"],
+  );
+  database.close();
+});
+
+test("a damaged database says which one, and how it is repaired", () => {
+  const path = join(directory, "g.db");
+  writeFileSync(path, "this is no database");
+  assert.throws(
+    () => openDatabase(path, []),
+    (error) =>
+      isClipError(error, "SYSTEM_CALL") &&
+      error.message.includes("g.db is damaged") &&
+      error.hint?.includes("clip doctor --repair") === true,
+  );
 });

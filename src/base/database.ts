@@ -6,11 +6,26 @@ import { ClipError, isClipError } from "./errors.ts";
 /**
  * Opens (or creates) a database whose commits are on disk when they return, and brings its schema
  * up to date: `migrations[n]` leads from version n to n + 1. Only its owner may read it. From then on
- * whatever the disk refuses is a ClipError: DISK_FULL or SYSTEM_CALL.
+ * whatever the disk refuses or has damaged is a ClipError: DISK_FULL or SYSTEM_CALL.
+ * @throws ClipError DISK_FULL, SYSTEM_CALL
  */
 export function openDatabase(path: string, migrations: readonly string[]): DatabaseSync {
   makePrivate(path);
   const database = new DiskDatabase(path);
+  try {
+    prepareDatabase(database, path, migrations);
+    return database;
+  } catch (error) {
+    database.close();
+    throw error;
+  }
+}
+
+function prepareDatabase(
+  database: DatabaseSync,
+  path: string,
+  migrations: readonly string[],
+): void {
   // WAL with FULL syncs the log at each commit, so a commit survives a crash and a power cut.
   database.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;");
   const row = database.prepare("PRAGMA user_version").get();
@@ -19,7 +34,6 @@ export function openDatabase(path: string, migrations: readonly string[]): Datab
     database.exec(`BEGIN IMMEDIATE; ${migrations[at]}; PRAGMA user_version = ${at + 1}; COMMIT;`);
   }
   reserveRoom(database, path);
-  return database;
 }
 
 /**
@@ -50,9 +64,11 @@ const reservedBytes = 128 * 1024;
 function reserveRoom(database: DatabaseSync, path: string): void {
   if (sizeOf(`${path}-wal`) >= reservedBytes) return;
   try {
+    // A crash, or a disk that has just become full, may have left the table.
     database.exec(
-      `BEGIN; CREATE TABLE room (bytes BLOB); INSERT INTO room VALUES (zeroblob(${reservedBytes}));
-       COMMIT; DROP TABLE room; PRAGMA wal_checkpoint(RESTART)`,
+      `BEGIN; DROP TABLE IF EXISTS room; CREATE TABLE room (bytes BLOB);
+       INSERT INTO room VALUES (zeroblob(${reservedBytes})); COMMIT;
+       DROP TABLE room; PRAGMA wal_checkpoint(RESTART)`,
     );
   } catch (error) {
     if (database.isTransaction) database.exec("ROLLBACK");
@@ -108,8 +124,10 @@ class DiskDatabase extends DatabaseSync {
 // Result codes of SQLite (its extended ones have them in the lowest byte).
 const SQLITE_READONLY = 8;
 const SQLITE_IOERR = 10;
+const SQLITE_CORRUPT = 11;
 const SQLITE_FULL = 13;
 const SQLITE_CANTOPEN = 14;
+const SQLITE_NOTADB = 26;
 
 function attempt<Value>(path: string, work: () => Value): Value {
   try {
@@ -126,6 +144,12 @@ function attempt<Value>(path: string, work: () => Value): Value {
     if (code === SQLITE_READONLY || code === SQLITE_IOERR || code === SQLITE_CANTOPEN) {
       throw new ClipError("SYSTEM_CALL", `${path} cannot be read or written`, {
         hint: "The kernel's log may tell whether the disk or its file system has failed.",
+        cause: error,
+      });
+    }
+    if (code === SQLITE_CORRUPT || code === SQLITE_NOTADB) {
+      throw new ClipError("SYSTEM_CALL", `the database ${path} is damaged`, {
+        hint: "Stop the daemon and run `clip doctor --repair`: it saves the rows that can be read.",
         cause: error,
       });
     }
