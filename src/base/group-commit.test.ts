@@ -63,3 +63,15 @@ test("what is waited for is on disk, and can be hurried", async (context) => {
   assert.deepEqual(read(), [1, 2]);
   await Promise.all([first, second]);
 });
+
+test("who has lost a change learns of it even if nobody can be told what is left", async (context) => {
+  const { database } = open(context);
+  const group = new GroupCommit(database, () => {
+    throw new Error("unreadable");
+  });
+  const lost = group.add(() => {
+    throw new Error("no");
+  });
+  assert.throws(() => group.flush(), /unreadable/);
+  await assert.rejects(lost, /no/);
+});

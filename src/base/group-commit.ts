@@ -18,7 +18,10 @@ export class GroupCommit {
   #waiting: Change[] = [];
   #last: Promise<void> = Promise.resolve();
 
-  /** `onLost` is called when a change could not be made, before whoever wanted it learns of that. */
+  /**
+   * `onLost` is called when a change could not be made, before whoever wanted it learns of that. What
+   * it throws is not caught: it ends the process.
+   */
   constructor(database: DatabaseSync, onLost: () => void) {
     this.#database = database;
     this.#onLost = onLost;
@@ -38,7 +41,7 @@ export class GroupCommit {
     return promise;
   }
 
-  /** Waits until everything that was added is on disk, or has failed. */
+  /** Waits until everything that was added by now is on disk, or has failed. */
   settled(): Promise<void> {
     return this.#last;
   }
@@ -70,7 +73,11 @@ export class GroupCommit {
         failed.push(() => reject(error));
       }
     }
-    if (failed.length > 0) this.#onLost();
-    for (const reject of failed) reject();
+    if (failed.length === 0) return;
+    try {
+      this.#onLost();
+    } finally {
+      for (const reject of failed) reject();
+    }
   }
 }

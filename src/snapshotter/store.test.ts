@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
 import { after, test, type TestContext } from "node:test";
 import { isClipError, type ErrorCode } from "../base/errors.ts";
 import { wallClockNanoseconds } from "../os/libc.ts";
@@ -13,6 +14,17 @@ after(() => rmSync(directory, { recursive: true, force: true }));
 
 let databases = 0;
 const none: Labels = new Map();
+
+/** A store whose disk takes no change until it is released. */
+function openHeld(context: TestContext) {
+  const path = join(directory, `${databases++}.db`);
+  const store = openStore(context, path);
+  const other = new DatabaseSync(path);
+  context.after(() => other.close());
+  other.exec("BEGIN IMMEDIATE");
+  const onDisk = () => other.prepare("SELECT name FROM snapshots").all();
+  return { store, release: () => other.exec("ROLLBACK"), other, onDisk };
+}
 
 function openStore(context: TestContext, path = join(directory, `${databases++}.db`)) {
   const store = SnapshotStore.open(path);
@@ -202,4 +214,46 @@ test("a measurement of a snapshot that is gone is dropped", async (context) => {
   await commit(store, "b", "base");
   await store.setUsage(gone, { bytes: 1, inodes: 1 });
   assert.equal(store.get("base").usage, undefined);
+});
+
+test("a change that could not be brought to disk is seen no more", async (context) => {
+  const { store, release, onDisk } = openHeld(context);
+  const lost = create(store, "a");
+  assert.equal(store.get("a").kind, "active");
+  await assert.rejects(lost, /locked/);
+  assert.equal(store.find("a"), undefined);
+  release();
+  await create(store, "a");
+  assert.deepEqual(
+    onDisk().map(({ name }) => name),
+    ["a"],
+  );
+});
+
+test("a change of what could not be brought to disk fails with it", async (context) => {
+  const { store, release, other } = openHeld(context);
+  release();
+  other.exec(
+    `INSERT INTO snapshots (id, name, kind, labels, created, updated)
+     VALUES (99, 'a', 'active', '[]', 0, 0)`,
+  );
+  const lost = create(store, "a");
+  const labelled = store.setLabels("a", new Map([["l", "1"]]));
+  await assert.rejects(lost, /UNIQUE/);
+  await fails("SNAPSHOT_NOT_FOUND", () => labelled);
+  assert.equal(store.get("a").id, 99);
+});
+
+test("whoever finds a remote snapshot that another has made is told of one that is on disk", async (context) => {
+  const { store, release, onDisk } = openHeld(context);
+  const request = { parent: "", ref: "sha256:r", labels: none, layer: 3 };
+  const first = store.createRemote(request);
+  const second = store.createRemote(request);
+  first.catch(release);
+  await assert.rejects(first, /locked/);
+  const { name } = await second;
+  assert.deepEqual(
+    onDisk().map((row) => row["name"]),
+    [name],
+  );
 });

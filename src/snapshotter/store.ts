@@ -177,7 +177,9 @@ export class SnapshotStore {
     const existing = this.findRemote(request.parent, request.ref);
     if (existing !== undefined) {
       await this.settled();
-      return existing;
+      // One that could not be brought to disk is gone again.
+      const isThere = this.#table.get(existing.name)?.id === existing.id;
+      return isThere ? existing : this.createRemote(request);
     }
     this.#committedParent(request.parent, "ARGUMENT_INVALID");
     const now = wallClockNanoseconds();
@@ -259,7 +261,7 @@ export class SnapshotStore {
       throw new ClipError("SNAPSHOT_PRECONDITION", `cannot remove ${quote(name)}: it has children`);
     }
     this.#table.delete(snapshot);
-    await this.#change("DELETE FROM snapshots WHERE id = ?", [snapshot.id]);
+    await this.#change(snapshot, "DELETE FROM snapshots WHERE id = ?", [snapshot.id]);
     return snapshot;
   }
 
@@ -291,6 +293,7 @@ export class SnapshotStore {
   async #insert(snapshot: Snapshot): Promise<Snapshot> {
     this.#table.set(snapshot);
     await this.#change(
+      snapshot,
       `INSERT INTO snapshots (name, parent, kind, labels, created, updated, layer, bytes, inodes, id)
        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
       columns(snapshot),
@@ -302,6 +305,7 @@ export class SnapshotStore {
     this.#table.delete(before);
     this.#table.set(after);
     await this.#change(
+      before,
       `UPDATE snapshots SET name = ?, parent = ?, kind = ?, labels = ?, created = ?,
          updated = ?, layer = ?, bytes = ?, inodes = ? WHERE id = ?`,
       columns(after),
@@ -309,13 +313,19 @@ export class SnapshotStore {
     return after;
   }
 
-  #change(sql: string, values: SQLInputValue[]): Promise<void> {
-    return this.#changes.add(() => void this.#database.prepare(sql).run(...values));
+  #change({ name }: Snapshot, sql: string, values: SQLInputValue[]): Promise<void> {
+    return this.#changes.add(() => {
+      const { changes } = this.#database.prepare(sql).run(...values);
+      if (Number(changes) === 1) return;
+      // A change before this one could not be made.
+      throw new ClipError("SNAPSHOT_NOT_FOUND", `snapshot ${quote(name)} does not exist`);
+    });
   }
 
   #read(): void {
-    this.#table = new SnapshotTable();
-    for (const snapshot of readSnapshots(this.#database)) this.#table.set(snapshot);
+    const table = new SnapshotTable();
+    for (const snapshot of readSnapshots(this.#database)) table.set(snapshot);
+    this.#table = table;
   }
 }
 
