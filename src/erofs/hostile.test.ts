@@ -18,6 +18,14 @@ test("links cannot lead deeper than a path can", () => {
   assert.throws(() => build(entries), exceeds);
 });
 
+test("links cannot make directories with names that no directory can have", () => {
+  const through = (linkTarget: string) => () =>
+    build([entry("x", "symlink", { linkTarget }), file("x/f", 1, 1)]);
+  assert.throws(through("n".repeat(256)), exceeds);
+  assert.throws(through("a\0b"), (error) => isClipError(error, "CORRUPT_TAR"));
+  assert.equal(through("n".repeat(255))().inodes, 4);
+});
+
 test("links cannot make directories without end", () => {
   const deep = "d/".repeat(2000).slice(0, -1);
   const entries = [

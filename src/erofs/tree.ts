@@ -1,7 +1,7 @@
 /** The tree of files that the entries of a layer's tar make when they are unpacked in order. */
 import type { EntryType, TarEntry, Xattr } from "../tar/entry.ts";
 import { ClipError } from "../base/errors.ts";
-import { impliedPathBytesMax, pathBytesMax, xattrBytesMax } from "../base/limits.ts";
+import { impliedPathBytesMax, nameBytesMax, pathBytesMax, xattrBytesMax } from "../base/limits.ts";
 
 /** What a name in a directory leads to. */
 export type Node = DirectoryNode | LeafNode | LinkNode;
@@ -189,6 +189,7 @@ export class LayerTree {
       let child = at.children.get(name);
       if (child === undefined) {
         if (!make) return undefined;
+        checkImpliedName(name, at);
         child = newDirectory(name, at);
         this.#countImplied(child);
         at.children.set(name, child);
@@ -248,6 +249,12 @@ function newDirectory(name: string, parent: DirectoryNode | undefined): Director
   const node: DirectoryNode = Object.assign(directory, { parent: parent as DirectoryNode });
   node.parent ??= node;
   return node;
+}
+
+// Names in paths of entries are as they should be; those in targets of symbolic links can be anything.
+function checkImpliedName(name: string, parent: DirectoryNode): void {
+  if (name.length > nameBytesMax) throw exceeded("the length of a name", nameBytesMax);
+  if (name.includes("\0")) throw corrupt("a name with a zero byte", path(parent, name));
 }
 
 /** What a directory has that no entry describes, as when containerd makes it; its time is 0. */
