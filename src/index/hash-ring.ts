@@ -18,8 +18,8 @@ const reader = 2;
 const slotWords = 3;
 /** How often whoever waits looks whether the other side still lives. */
 const lookMs = 1_000;
-/** Longest time for the other side to begin. */
-const startMs = 60_000;
+/** Longest time in which the other side does nothing. */
+const patienceMs = 60_000;
 
 /** The memory of a ring. */
 export interface RingMemory {
@@ -38,7 +38,6 @@ export function createRing(): RingMemory {
 export class RingWriter {
   readonly #control: Int32Array;
   readonly #data: Uint8Array;
-  readonly #createdAt = performance.now();
   #position = 0;
 
   constructor({ control, data }: RingMemory) {
@@ -70,7 +69,12 @@ export class RingWriter {
    * @throws Error when the other side has died
    */
   wait(words: Int32Array, position: number, value: number): void {
-    while (Atomics.wait(words, position, value, lookMs) === "timed-out") this.#checkReader();
+    const deadline = performance.now() + patienceMs;
+    while (Atomics.wait(words, position, value, lookMs) === "timed-out") {
+      if (performance.now() > deadline || !this.#readerLives()) {
+        throw new Error("the hashing thread has died");
+      }
+    }
   }
 
   #waitForRoom(): void {
@@ -82,13 +86,10 @@ export class RingWriter {
   }
 
   // While this side blocks it does not get the event of the other's end.
-  #checkReader(): void {
+  #readerLives(): boolean {
     const threadId = Atomics.load(this.#control, reader);
-    const lives =
-      threadId === 0
-        ? performance.now() - this.#createdAt < startMs
-        : existsSync(`/proc/self/task/${threadId}`);
-    if (!lives) throw new Error("the hashing thread has died");
+    // It may not have begun yet.
+    return threadId === 0 || existsSync(`/proc/self/task/${threadId}`);
   }
 }
 
