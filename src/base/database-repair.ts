@@ -1,5 +1,5 @@
 /** Finding out whether a database is damaged, and saving what of it can be read. */
-import { existsSync, renameSync, rmSync } from "node:fs";
+import { existsSync, linkSync, renameSync, rmSync } from "node:fs";
 import { DatabaseSync } from "node:sqlite";
 
 const suffixes = ["", "-wal", "-shm"];
@@ -39,8 +39,11 @@ export function salvageDatabase(path: string, create: (path: string) => void): n
   } finally {
     target.close();
   }
-  for (const suffix of suffixes) {
-    rmSync(`${path}.damaged${suffix}`, { force: true });
+  for (const suffix of suffixes) rmSync(`${path}.damaged${suffix}`, { force: true });
+  // There is no moment without a database: a daemon would begin with an empty one. The log goes first,
+  // since it would be applied to the new one.
+  linkSync(path, `${path}.damaged`);
+  for (const suffix of suffixes.slice(1)) {
     if (existsSync(path + suffix)) renameSync(path + suffix, `${path}.damaged${suffix}`);
   }
   renameSync(fresh, path);

@@ -154,6 +154,17 @@ void test("a damaged database is left to the daemon's stop while it serves", asy
   assert.match(found?.advice ?? "", /Stop the daemon/);
 });
 
+void test("a table that cannot be understood is told of, since the other checks need it", async () => {
+  addSnapshots(["a/1/x"]);
+  const database = new DatabaseSync(join(root, "snapshots.db"));
+  database.exec("UPDATE snapshots SET labels = 'no JSON'");
+  database.close();
+  assert.deepEqual(await findings("databases"), []);
+  const [found] = await findings("tables");
+  assert.equal(found?.severity, "error");
+  assert.match(found.error ?? "", /JSON/);
+});
+
 void test("snapshots whose parent is lost are forgotten, the topmost first", async () => {
   const store = SnapshotStore.open(join(root, "snapshots.db"));
   const ids = [store.allocateId(), store.allocateId(), store.allocateId()] as const;

@@ -60,7 +60,11 @@ export async function examine(patient: Patient, options: ExamineOptions): Promis
     findings.push(...(await reported(check, found, options.repair)));
   };
   for (const [name, check] of Object.entries(first)) await make(name, () => check(patient));
-  const view = await readNodeView(patient).catch(() => undefined);
+  checks.push("tables");
+  const view = await readNodeView(patient).catch((error: unknown) => {
+    findings.push(unfinished("tables", error));
+    return undefined;
+  });
   if (view !== undefined) {
     for (const [name, check] of Object.entries(second)) {
       await make(name, () =>
@@ -99,13 +103,17 @@ async function reported(
       all.push({ ...told, ...(repair && put !== undefined ? await attempt(put) : left) });
     }
   } catch (error) {
-    all.push({
-      ...{ severity: "error", check, what: "the check could not be made to its end" },
-      ...{ where: check, advice: "The error says why.", repairable: false, outcome: "left" },
-      error: describeError(error),
-    });
+    all.push(unfinished(check, error));
   }
   return all;
+}
+
+function unfinished(check: string, error: unknown): ReportedFinding {
+  return {
+    ...{ severity: "error", check, what: "the check could not be made to its end" },
+    ...{ where: check, advice: "The error says why.", repairable: false, outcome: "left" },
+    error: describeError(error),
+  };
 }
 
 const left = { outcome: "left" } as const;
