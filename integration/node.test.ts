@@ -8,7 +8,7 @@ import { fixtures, makeImplied, makeMixed } from "./harness/fixtures.ts";
 import { pushImage, unpackWithTar, type Image } from "./harness/image.ts";
 import { startRegistry, type TestRegistry } from "./harness/registry.ts";
 import { Sandbox } from "./harness/sandbox.ts";
-import { assertNothingLeft, startStage, type Stage } from "./harness/stage.ts";
+import { assertNothingLeft, startClipAgain, startStage, type Stage } from "./harness/stage.ts";
 import { assertProcessSees, listTree } from "./harness/tree.ts";
 
 let sandbox: Sandbox;
@@ -94,13 +94,14 @@ describe("a node", () => {
   });
 
   test("has everything again after a restart", async () => {
-    const { containerd, clip: daemon } = await start();
+    const stage = await start();
+    const { containerd, clip: daemon } = stage;
     const { name } = await indexed("kinds");
     await runInBackground(containerd, name);
     await containerd.nerdctl(["rm", "-f", "tree"]);
     await daemon.stop();
     assert.deepEqual(daemon.mounts(), [], "a daemon that was told to stop leaves no mounts");
-    await daemon.start();
+    await startClipAgain(stage);
     const output = await containerd.nerdctl([
       ...["--snapshotter", "clip", "run", "--rm", "--net", "none", name],
       ...["sh", "-c", "cat /srv/small; md5sum < /srv/large"],

@@ -16,7 +16,7 @@ import { fixtures, makeBase } from "./harness/fixtures.ts";
 import { pushImage } from "./harness/image.ts";
 import { startRegistry, type Interference } from "./harness/registry.ts";
 import { Sandbox } from "./harness/sandbox.ts";
-import { startStage, type Stage } from "./harness/stage.ts";
+import { startClipAgain, startStage, type Stage } from "./harness/stage.ts";
 
 const user = "someone";
 const password = "the-password-4711";
@@ -237,6 +237,6 @@ test("without a daemon the status is one clear sentence", async () => {
   const said =
     /clip: no clip daemon answers on \S+metrics\.sock: connect ENOENT .*\nhint: is it running\?/;
   await assert.rejects(asked, said);
-  await stage.clip.start();
+  await startClipAgain(stage);
   assert.equal((await readStatus()).layers.length, 2);
 });

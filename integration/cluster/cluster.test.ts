@@ -6,6 +6,7 @@ import { after, before, describe, test } from "node:test";
 import { makeBase } from "../harness/fixtures.ts";
 import { makeImage, makeLayer, type Image } from "../harness/image.ts";
 import { Sandbox } from "../harness/sandbox.ts";
+import { startClipAgain } from "../harness/stage.ts";
 import { tarOf } from "../harness/tar-writer.ts";
 import {
   Cluster,
@@ -65,7 +66,7 @@ describe("a cluster whose nodes share a content cache", () => {
 
   test("a node whose layers are complete asks nobody when it starts the image again, after a restart too", async () => {
     await first.stage.clip.stop();
-    await first.stage.clip.start();
+    await startClipAgain(first.stage);
     cluster.resetTraffic(first);
     const { output } = await cluster.start(first);
     assert.match(output, /clip test/);

@@ -9,6 +9,7 @@ import { SmallDisk, type SmallDiskOptions } from "../harness/small-disk.ts";
 import {
   assertNothingLeft,
   mountModes,
+  startClipAgain,
   startStage,
   type MountMode,
   type Stage,
@@ -264,6 +265,6 @@ faultTest("root-read-only", "containers read on, and all is well after a repair"
   await containerd.tryCtr(["task", "rm", "--force", id]);
   await clip.stop();
   await disk.repair();
-  await clip.start();
+  await startClipAgain(node.stage);
   await checkAll(node.stage, reference);
 });

@@ -96,9 +96,13 @@ function failing(
     const provocation = await provoke();
     await assertWarm();
     const file = takeFresh();
-    const outcome = await reader.read(file.name);
-    assert.ok("failure" in outcome, "the read fails");
-    assert.match(outcome.failure, /Input\/output error/);
+    // Where the machine dawdles for longer than a time limit, that is what a read fails of.
+    for (let tries = 0; tries < 5; tries++) {
+      const outcome = await reader.read(file.name);
+      assert.ok("failure" in outcome, "the read fails");
+      assert.match(outcome.failure, /Input\/output error/);
+      if ((await stage.metric(metric)) > counted) break;
+    }
     if (provocation !== undefined) assert.ok(provocation.count > 0, "the fault was provoked");
     assert.ok((await stage.metric(metric)) > counted, "it is counted");
     assert.ok((await stage.metric(/^clip_handed_read_errors_total/)) > failed);

@@ -37,7 +37,6 @@ after(() => images.close());
 /** Every next request fails in a way that nobody foresaw. */
 const breakFuseThread =
   "Buffer.prototype.readUInt32LE = () => { throw new Error('broken by a test'); }";
-const dieSoon = "process.exit(7)";
 
 /** An image whose layer has the same file again and again. */
 async function pushManyEntries(count: number): Promise<string> {
@@ -92,35 +91,44 @@ for (const mode of mountModes) {
 describe("threads of a whole pull", () => {
   let sandbox: Sandbox;
   let stage: Stage;
+  let inspector: Inspector;
 
   before(async () => {
     sandbox = await Sandbox.create();
     const environment = inspectable;
     stage = await startStage(sandbox, { generation: "2", mode: "auto", registry, environment });
+    // Of threads that are there before, it does not learn which ones they start.
+    inspector = await Inspector.connect(stage.clip);
   });
   afterEach(async () => {
     registry.interfere(undefined);
     await assertNothingLeft(stage);
   });
-  after(() => sandbox.close());
+  after(async () => {
+    inspector.close();
+    await sandbox.close();
+  });
 
-  for (const module of ["index/build-worker.ts", "index/hash-worker.ts", "layer/meta-worker.ts"]) {
+  const workers = {
+    "index/build-worker.ts": "process.exit(7)",
+    "index/hash-worker.ts": "Atomics.notify = () => { throw new Error('broken by a test'); }",
+    "layer/meta-worker.ts": "process.exit(7)",
+  };
+  for (const [module, breakage] of Object.entries(workers)) {
     faultTest("worker-death", `${module} dies: containerd unpacks the layer`, async () => {
       const reference = await pushData(images, registry, { indexed: false });
       const pid = daemonPid(stage.clip);
-      const inspector = await Inspector.connect(stage.clip);
-      // Half of the layer is there, then the thread dies.
-      const half = Promise.withResolvers<void>();
-      let ranges = 0;
+      // A part of the layer is there, then the thread dies.
+      const rest = Promise.withResolvers<void>();
       registry.interfere(async (request) => {
-        if (request.headers.range !== undefined && ++ranges === 3) await half.promise;
+        const from = /^bytes=(\d+)-/.exec(request.headers.range ?? "")?.[1];
+        if (Number(from ?? 0) > 1_000_000) await rest.promise;
         return false;
       });
       const pulling = pull(stage, reference);
-      await inspector.runIn(module, dieSoon);
-      half.resolve();
+      await inspector.runIn(module, breakage);
+      rest.resolve();
       await pulling;
-      inspector.close();
       await checkAll(stage, reference);
       assert.equal(daemonPid(stage.clip), pid);
       await checkNode(stage, images, registry);

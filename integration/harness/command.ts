@@ -2,6 +2,7 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import { closeSync, openSync, readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
+import { tellOnFailure } from "./service-logs.ts";
 
 /** How a program is run. */
 export interface CommandOptions {
@@ -124,6 +125,7 @@ export class Service {
 
   /** Starts a program and waits until it is ready. */
   static async start(options: ServiceOptions): Promise<Service> {
+    tellOnFailure(options.name, options.logFile);
     const log = openSync(options.logFile, "a");
     // Unlike `ip netns exec`, this leaves mounts where everyone sees them.
     const enter =

@@ -98,7 +98,9 @@ export class Containerd {
 
   /** Runs `ctr` of the same generation. */
   ctr(args: readonly string[], options: CommandOptions = {}): Promise<string> {
-    return run(this.#program("ctr"), this.#ctrArguments(args), this.#options(options));
+    return askAgain(args, () =>
+      run(this.#program("ctr"), this.#ctrArguments(args), this.#options(options)),
+    );
   }
 
   /** As `ctr`, but a failure is a result. */
@@ -112,14 +114,10 @@ export class Containerd {
   }
 
   /** Runs `nerdctl` in its namespace `default`, without networks of its own. */
-  async nerdctl(args: readonly string[], options: CommandOptions = {}): Promise<string> {
-    // nerdctl 1.7 now and then loses what a container says that ends at once: it is asked again.
-    const inForeground = args.includes("run") && args.includes("--rm") && !args.includes("-d");
-    for (let tries = 0; ; tries++) {
-      const command = this.#nerdctlArguments(args);
-      const output = await run(tool("nerdctl"), command, this.#options(options));
-      if (output !== "" || !inForeground || tries === 3) return output;
-    }
+  nerdctl(args: readonly string[], options: CommandOptions = {}): Promise<string> {
+    return askAgain(args, () =>
+      run(tool("nerdctl"), this.#nerdctlArguments(args), this.#options(options)),
+    );
   }
 
   /** As `nerdctl`, but a failure is a result. */
@@ -199,6 +197,15 @@ export class Containerd {
 
   async #answers(): Promise<boolean> {
     return (await this.tryCtr(["version"], { timeoutMs: 5000 })).status === 0;
+  }
+}
+
+/** Clients now and then lose what a container says that ends at once: then it is run again. */
+async function askAgain(args: readonly string[], client: () => Promise<string>): Promise<string> {
+  const inForeground = args.includes("run") && args.includes("--rm") && !args.includes("-d");
+  for (let tries = 0; ; tries++) {
+    const output = await client();
+    if (output !== "" || !inForeground || tries === 3) return output;
   }
 }
 

@@ -56,10 +56,32 @@ export async function startStage(sandbox: Sandbox, options: StageOptions): Promi
 }
 
 /**
+ * Starts clip again and waits until containerd, which tries to reach it ever more seldom, has found
+ * it: until then every call fails.
+ */
+export async function startClipAgain(stage: Stage): Promise<void> {
+  await stage.clip.start();
+  await containerdReachesClip(stage);
+}
+
+async function containerdReachesClip({ containerd }: Stage): Promise<void> {
+  for (let tries = 0; ; tries++) {
+    const list = ["snapshots", "--snapshotter", "clip", "ls"];
+    const { status, stderr } = await containerd.tryCtr(list);
+    if (status === 0) return;
+    assert.ok(tries < 300, `containerd does not reach clip: ${stderr}`);
+    await sleep(100);
+  }
+}
+
+/**
  * Removes every container and image, and fails unless all that belonged to them is gone: snapshots,
  * mounts of layers, and directories of snapshots. What clip caches of layers may stay.
  */
-export async function assertNothingLeft({ clip, containerd }: Stage): Promise<void> {
+export async function assertNothingLeft(stage: Stage): Promise<void> {
+  const { clip, containerd } = stage;
+  // While it does not reach clip, containerd forgets snapshots without having them removed.
+  await containerdReachesClip(stage);
   // nerdctl keeps records of its own.
   for (const id of lines(await containerd.nerdctl(["ps", "--all", "--quiet"]))) {
     await containerd.nerdctl(["rm", "--force", id]);
