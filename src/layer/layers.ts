@@ -94,9 +94,8 @@ export class Layers {
             ...options.cluster,
             queuePath: join(root, "stores.db"),
             layers: {
+              all: () => records.all(),
               completePath: ({ layerDigest, size }) => cache.completePath(layerDigest, size),
-              knows: ({ layerDigest, diffId }) =>
-                records.byDiffId(diffId)?.layerDigest === layerDigest,
             },
             ...{ indexes, activity, log },
           });

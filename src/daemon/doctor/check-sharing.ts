@@ -21,7 +21,7 @@ export async function* checkStores(
     const repair = async () => {
       const queue = openQueue(join(root, databases.stores));
       try {
-        queue.remove(entry);
+        queue.settle(entry);
       } finally {
         queue.close();
       }

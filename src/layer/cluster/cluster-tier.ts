@@ -129,8 +129,9 @@ export class ClusterTier {
   share(layer: SharedLayer): void {
     if (this.#stores === undefined) return;
     const replace = this.#toRepair.delete(layer.layerDigest);
-    if (!replace && this.#objects.isPresent(this.#objects.layerKey(layer))) return;
-    this.#stores.add(layer, replace);
+    if (!replace && this.#objects.isPresent(this.#objects.layerKey(layer))) {
+      this.#stores.settle(layer);
+    } else this.#stores.add(layer, replace);
   }
 
   /** The index of the layer has misled this node: it is not used again, and goes. */

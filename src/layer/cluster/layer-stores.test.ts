@@ -50,7 +50,10 @@ async function setUp() {
     new LayerStores({
       queue: queue(),
       ...{ cache, objects, indexes, activity, counters, indexKey: undefined },
-      layers: { completePath: async () => state.path, knows: () => state.known },
+      layers: {
+        all: () => (state.known ? [layer] : []),
+        completePath: async () => state.path,
+      },
       bytesPerSecond: undefined,
       log: pino({ level: "debug" }, { write }),
       backoffMsMin: 5,
@@ -112,6 +115,30 @@ test("what was being stored when it stopped is stored by the next run", async ()
   await until(() => counters.stored === 1);
   assert.ok(cache.objects.has(objects.layerKey(layer)));
   await again.close();
+});
+
+test("a layer that became complete when a crash cut it off is stored by the next run, once", async () => {
+  const { cache, objects, counters, queue, open } = await setUp();
+  const stores = open();
+  stores.start();
+  await until(() => counters.stored === 1);
+  assert.ok(cache.objects.has(objects.layerKey(layer)));
+  await stores.close();
+  const settled = queue();
+  assert.deepEqual(settled.unsettled([layer]), []);
+  assert.deepEqual(settled.unsettled([]), []);
+  assert.deepEqual(settled.unsettled([layer]), [layer], "it has gone and come again");
+  settled.close();
+});
+
+test("a layer that the cluster had is not stored by the next run", async () => {
+  const { queue, open } = await setUp();
+  const stores = open();
+  stores.settle(layer);
+  await stores.close();
+  const settled = queue();
+  assert.deepEqual(settled.unsettled([layer]), []);
+  settled.close();
 });
 
 test("a layer that has changed on disk is not stored", async () => {

@@ -30,10 +30,10 @@ const queueFailureMs = 10_000;
 
 /** The layers on this node's disk. */
 export interface LocalLayers {
+  /** All that the node has, complete or not. */
+  all(): readonly SharedLayer[];
   /** The file of a layer of which every byte is there and has matched. */
   completePath(layer: SharedLayer): Promise<string | undefined>;
-  /** Whether the node still has the layer, complete or not. */
-  knows(layer: SharedLayer): boolean;
 }
 
 /** What {@link LayerStores} is made with. */
@@ -59,6 +59,7 @@ export class LayerStores {
   readonly #closing = new AbortController();
   #timer: NodeJS.Timeout | undefined;
   #running: Promise<void> | undefined;
+  #starting: Promise<void> | undefined;
   #restUntil = 0;
 
   constructor(options: LayerStoresOptions) {
@@ -80,9 +81,10 @@ export class LayerStores {
     }
   }
 
-  /** Begins with what an earlier run left. */
+  /** Begins with what an earlier run left, be it that it had no time left to queue it. */
   start(): void {
     this.#arm();
+    this.#starting = this.#addUnsettled().catch((error: unknown) => this.#noteQueueFailure(error));
   }
 
   /** Has a layer stored; that is on disk when this returns, unless the disk is full. */
@@ -103,12 +105,30 @@ export class LayerStores {
     this.#arm();
   }
 
+  /** A layer need not be stored: the cluster has it. */
+  settle(layer: SharedLayer): void {
+    try {
+      this.#options.queue.settle(layer);
+    } catch (error) {
+      this.#noteQueueFailure(error);
+    }
+  }
+
   /** Stops; what has not been stored is stored in the next run. */
   async close(): Promise<void> {
     this.#closing.abort();
     clearTimeout(this.#timer);
-    await this.#running;
+    await Promise.all([this.#running, this.#starting]);
     this.#options.queue.close();
+  }
+
+  async #addUnsettled(): Promise<void> {
+    const { queue, layers } = this.#options;
+    for (const layer of queue.unsettled(layers.all())) {
+      const isComplete = (await layers.completePath(layer)) !== undefined;
+      if (this.#closing.signal.aborted) return;
+      if (isComplete) this.add(layer, false);
+    }
   }
 
   #arm(): void {
@@ -160,7 +180,7 @@ export class LayerStores {
         this.#postpone(entry);
         return;
       }
-      queue.remove(entry);
+      queue.settle(entry);
       if (outcome === "postponed") return this.#drop(entry, "the layer did not become complete");
       if (outcome === "gone") return this.#drop(entry, "the layer is not on this node any more");
       if (outcome === "refused") return this.#drop(entry, "no cache takes a layer of its size");
@@ -177,7 +197,7 @@ export class LayerStores {
       const isSource = isClipError(error, "CORRUPT_LAYER") || isClipError(error, "CORRUPT_INDEX");
       if (isSource || isLate(entry)) {
         storeFailed(log, objects.logged(entry), fields);
-        queue.remove(entry);
+        queue.settle(entry);
         this.#drop(entry, isSource ? "what this node has is damaged" : "it was tried for long");
         return;
       }
@@ -190,7 +210,7 @@ export class LayerStores {
     const { cache, objects, layers, indexes, activity, log } = this.#options;
     const path = await layers.completePath(entry);
     // It may become complete yet: after a crash, or when spans of it have been evicted.
-    if (path === undefined) return layers.knows(entry) ? "postponed" : "gone";
+    if (path === undefined) return isKnown(entry, layers) ? "postponed" : "gone";
     const { signal } = this.#closing;
     const reader = await indexes.open(entry.layerDigest);
     if (reader === undefined) return "gone";
@@ -240,6 +260,10 @@ export class LayerStores {
     const { objects, log } = this.#options;
     log.warn({ ...objects.logged(entry), bytes: entry.size, reason }, "a layer will not be stored");
   }
+}
+
+function isKnown({ layerDigest }: SharedLayer, layers: LocalLayers): boolean {
+  return layers.all().some((layer) => layer.layerDigest === layerDigest);
 }
 
 /** Milliseconds until an entry is due. */

@@ -26,7 +26,7 @@ test("what waits survives a restart, with its attempts", () => {
   assert.equal(again.length, 2);
   const b = { ...layer("b"), replace: true, queuedAt: 200, dueAt: 200, attempts: 0 };
   assert.deepEqual(again.first(), b);
-  again.remove(b);
+  again.settle(b);
   const a = { ...layer("a"), replace: false, queuedAt: 100, dueAt: 300, attempts: 1 };
   assert.deepEqual(again.first(), a);
   again.close();
@@ -55,7 +55,7 @@ test("those that have waited longest make room", () => {
   );
   assert.equal(queue.length, 2);
   assert.equal(queue.layers().has(layer("a").layerDigest), false);
-  queue.remove(queue.first() ?? assert.fail());
+  queue.settle(queue.first() ?? assert.fail());
   assert.deepEqual([...queue.layers()], [layer("c").layerDigest]);
   queue.close();
 });

@@ -1,4 +1,7 @@
-/** What is to be stored in the content cache, on disk: it survives restarts and crashes. */
+/**
+ * What is to be stored in the content cache, on disk: it survives restarts and crashes. It remembers
+ * what is settled, too, so that a layer whose completion a crash cut off is found.
+ */
 import type { DatabaseSync } from "node:sqlite";
 import { openDatabase, transaction } from "../../base/database.ts";
 import { parseDigest, type Digest } from "../../base/digest.ts";
@@ -28,6 +31,9 @@ const migrations = [
   ) STRICT, WITHOUT ROWID;
   CREATE INDEX store_due ON store (due_at);
   `,
+  `
+  CREATE TABLE settled (layer_digest TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+  `,
 ];
 
 /** Owns its database; see the module. */
@@ -55,7 +61,7 @@ export class StoreQueue {
 
   /** Digests of all layers that wait. */
   layers(): ReadonlySet<Digest> {
-    this.#layers ??= new Set(this.all().map(({ layerDigest }) => layerDigest));
+    this.#layers ??= new Set(this.#digests("store"));
     return this.#layers;
   }
 
@@ -71,6 +77,7 @@ export class StoreQueue {
   add(layer: SharedLayer, replace: boolean, now: number): QueuedStore[] {
     this.#layers = undefined;
     return transaction(this.#database, () => {
+      this.#database.prepare("DELETE FROM settled WHERE layer_digest = ?").run(layer.layerDigest);
       this.#database
         .prepare(
           `INSERT INTO store VALUES (?, ?, ?, ?, ?, ?, 0)
@@ -82,7 +89,7 @@ export class StoreQueue {
         .prepare("SELECT * FROM store WHERE layer_digest <> ? ORDER BY queued_at LIMIT ?")
         .all(layer.layerDigest, excess)
         .map(toQueued);
-      for (const entry of oldest) this.remove(entry);
+      for (const entry of oldest) this.#settle(entry);
       return oldest;
     });
   }
@@ -100,14 +107,36 @@ export class StoreQueue {
       .run(dueAt, layerDigest);
   }
 
-  /** The layer has been stored, or is given up. */
-  remove({ layerDigest }: SharedLayer): void {
+  /** The layer has been stored, need not be, or is given up. */
+  settle(layer: SharedLayer): void {
     this.#layers = undefined;
-    this.#database.prepare("DELETE FROM store WHERE layer_digest = ?").run(layerDigest);
+    transaction(this.#database, () => this.#settle(layer));
+  }
+
+  /** Those of a node's layers that neither wait nor are settled; what has gone is forgotten. */
+  unsettled(layers: readonly SharedLayer[]): SharedLayer[] {
+    return transaction(this.#database, () => {
+      const known = new Set(layers.map(({ layerDigest }) => layerDigest));
+      const settled = new Set(this.#digests("settled"));
+      const forget = this.#database.prepare("DELETE FROM settled WHERE layer_digest = ?");
+      for (const digest of settled) if (!known.has(digest)) forget.run(digest);
+      const done = new Set([...settled, ...this.#digests("store")]);
+      return layers.filter(({ layerDigest }) => !done.has(layerDigest));
+    });
   }
 
   close(): void {
     this.#database.close();
+  }
+
+  #settle({ layerDigest }: SharedLayer): void {
+    this.#database.prepare("DELETE FROM store WHERE layer_digest = ?").run(layerDigest);
+    this.#database.prepare("INSERT OR IGNORE INTO settled VALUES (?)").run(layerDigest);
+  }
+
+  #digests(table: "store" | "settled"): Digest[] {
+    const rows = this.#database.prepare(`SELECT layer_digest FROM ${table}`).all();
+    return rows.map((row) => parseDigest(String(row["layer_digest"])));
   }
 }
 
