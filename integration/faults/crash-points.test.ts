@@ -7,8 +7,7 @@ import { pushImage } from "../harness/image.ts";
 import { startRegistry, type TestRegistry } from "../harness/registry.ts";
 import { Sandbox } from "../harness/sandbox.ts";
 import { assertNothingLeft, startStage, type Stage } from "../harness/stage.ts";
-import { canCrash, setTrap, type CrashPoint } from "./crash-points.ts";
-import { daemonPid, untilServed } from "./daemon-faults.ts";
+import { canCrash, dieIn, nameOf, type CrashPoint } from "./crash-points.ts";
 import { makeDataImage } from "./data-image.ts";
 import { SnapshotsClient } from "./snapshots-client.ts";
 
@@ -37,7 +36,6 @@ const points: Record<string, CrashPoint[]> = {
     { call: "pwrite64", nth: 1, file: snapshots },
     { call: "fsync", nth: 1, file: snapshots },
     { call: "rename", nth: 1 },
-    { call: "rename", nth: 2 },
     { call: "rmdir", nth: 1 },
   ],
   "lazy pull": [
@@ -58,7 +56,6 @@ const points: Record<string, CrashPoint[]> = {
   "whole pull": [
     { call: "fsync", nth: 1 },
     { call: "rename", nth: 1 },
-    { call: "rename", nth: 2 },
     { call: "fsync", nth: 1, file: layers },
     { call: "mount", nth: 1 },
     { call: "fsync", nth: 1, file: snapshots },
@@ -75,29 +72,12 @@ let registry: TestRegistry;
 let stage: Stage;
 let images = 0;
 
-/** How long an operation may take to come to the point. */
-const reachedMs = 5_000;
-
 before(async () => {
   sandbox = await Sandbox.create();
   registry = await startRegistry(sandbox);
   stage = await startStage(sandbox, { generation: "2", mode: "erofs", registry });
 });
 after(() => sandbox.close());
-
-/** Has an operation die at a point, and waits until the next daemon serves. */
-async function dieIn(point: CrashPoint, operation: () => Promise<unknown>): Promise<boolean> {
-  const pid = daemonPid(stage.clip);
-  const trap = await setTrap(stage.clip, point);
-  const succeeded = operation().then(
-    () => true,
-    () => false,
-  );
-  const died = await trap.sprung(reachedMs);
-  assert.ok(died, "the point was reached");
-  await untilServed(stage.clip, pid);
-  return succeeded;
-}
 
 async function withClient(work: (client: SnapshotsClient) => Promise<void>): Promise<void> {
   const client = new SnapshotsClient(stage.clip.address);
@@ -112,7 +92,7 @@ const operations: Record<string, (point: CrashPoint) => Promise<void>> = {
   async Prepare(point) {
     let promised = false;
     await withClient(async (client) => {
-      promised = await dieIn(point, () => client.prepare("new"));
+      promised = await dieIn(stage.clip, point, () => client.prepare("new"));
     });
     await withClient(async (client) => {
       if (!(await client.exists("new"))) {
@@ -127,7 +107,7 @@ const operations: Record<string, (point: CrashPoint) => Promise<void>> = {
     await withClient((client) => client.prepare("active"));
     let promised = false;
     await withClient(async (client) => {
-      promised = await dieIn(point, () => client.commit("active", "done"));
+      promised = await dieIn(stage.clip, point, () => client.commit("active", "done"));
     });
     await withClient(async (client) => {
       const done = await client.exists("done");
@@ -143,7 +123,7 @@ const operations: Record<string, (point: CrashPoint) => Promise<void>> = {
     await withClient((client) => client.prepare("old"));
     let promised = false;
     await withClient(async (client) => {
-      promised = await dieIn(point, () => client.remove("old"));
+      promised = await dieIn(stage.clip, point, () => client.remove("old"));
     });
     await withClient(async (client) => {
       if (!(await client.exists("old"))) return;
@@ -161,14 +141,14 @@ const operations: Record<string, (point: CrashPoint) => Promise<void>> = {
   async "span write"(point) {
     const reference = await pushData(true);
     await stage.containerd.ctr(pull(reference));
-    await dieIn(point, () => checkAll(reference));
+    await dieIn(stage.clip, point, () => checkAll(reference));
     await checkAll(reference);
   },
 };
 
 async function dieInPull(point: CrashPoint, indexed: boolean): Promise<void> {
   const reference = await pushData(indexed);
-  await dieIn(point, () => stage.containerd.ctr(pull(reference)));
+  await dieIn(stage.clip, point, () => stage.containerd.ctr(pull(reference)));
   await stage.containerd.ctr(pull(reference));
   await checkAll(reference);
 }
@@ -198,9 +178,7 @@ async function pushData(indexed: boolean): Promise<string> {
 describe("nothing is lost when the daemon dies", { skip: !canCrash() }, () => {
   for (const [operation, crashPoints] of Object.entries(points)) {
     for (const point of crashPoints) {
-      const { call, nth, file } = point;
-      const where = file === undefined ? "" : ` on ${file}`;
-      test(`in ${operation}, before ${call} number ${nth}${where}`, async () => {
+      test(`in ${operation}, ${nameOf(point)}`, async () => {
         await operations[operation]?.(point);
         await assertNothingLeft(stage);
       });

@@ -5,7 +5,8 @@ import { run, Service, type CommandOptions } from "./command.ts";
 import { mountsBelow, type Sandbox } from "./sandbox.ts";
 import { repositoryRoot, toolEnvironment } from "./tools.ts";
 
-const program = path.join(repositoryRoot, "bin", "clip");
+/** The command line. */
+export const clipProgram = path.join(repositoryRoot, "bin", "clip");
 
 /** Keys of clip's configuration file by section; `""` is the top. */
 export type ClipSettings = Readonly<Record<string, Readonly<Record<string, unknown>>>>;
@@ -59,7 +60,7 @@ export class ClipDaemon {
     const linesBefore = this.#service?.output().match(READY)?.length ?? 0;
     this.#service = await Service.start({
       name: "clip daemon",
-      command: program,
+      command: clipProgram,
       args: [
         ...["daemon", "--root", this.root, "--state", this.state, "--address", this.address],
         ...["--containerd", this.#options.containerdAddress, "--config", this.configFile],
@@ -105,7 +106,7 @@ const READY = /^clip is ready\b.*$/gm;
 
 /** Runs `clip` to its end. */
 export function clip(args: readonly string[], options: CommandOptions = {}): Promise<string> {
-  return run(program, args, { ...options, env: { ...toolEnvironment(), ...options.env } });
+  return run(clipProgram, args, { ...options, env: { ...toolEnvironment(), ...options.env } });
 }
 
 function tomlOf(settings: ClipSettings): string {
