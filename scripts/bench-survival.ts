@@ -5,10 +5,13 @@
  *     make -s bench-survival          a table
  *     JSON=1 make -s bench-survival   {"survival": {...}}
  *
- * `KILLS` is how often the daemon is killed: 200 if not set. Needs root.
+ * `KILLS` is how often the daemon is killed: 200 if not set. `PARTS` names what is measured, of kills,
+ * load, node, points, faults and fuzz: all if not set. Needs root.
  */
 import { randomBytes } from "node:crypto";
+import { globSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
+import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import {
   readerMember,
@@ -16,9 +19,11 @@ import {
   startContainers,
 } from "../integration/faults/containers.ts";
 import { daemonPid, killDaemon } from "../integration/faults/daemon-faults.ts";
+import { faultKindOf, faultKinds } from "../integration/faults/fault-kinds.ts";
 import { makeDataImage, type DataSize } from "../integration/faults/data-image.ts";
 import { residentMb } from "../integration/faults/memory.ts";
 import { SnapshotsClient } from "../integration/faults/snapshots-client.ts";
+import { fuzzOnce } from "../integration/fuzz/fuzz.ts";
 import { clip } from "../integration/harness/clip.ts";
 import { debianImage } from "../integration/harness/debian-image.ts";
 import { makeImage, makeLayer, pushImage, type ImageLayer } from "../integration/harness/image.ts";
@@ -27,6 +32,7 @@ import { Sandbox } from "../integration/harness/sandbox.ts";
 import { startStage, type Stage } from "../integration/harness/stage.ts";
 import { tarOf } from "../integration/harness/tar-writer.ts";
 import { printTable } from "./table.ts";
+import { testOutcomes, type TestOutcome } from "./test-outcomes.ts";
 
 const KILLS = Number(process.env["KILLS"] ?? 200);
 const READERS = 8;
@@ -44,16 +50,26 @@ const RESTARTS = 5;
 /** Nothing has happened for this long: the node is idle. */
 const IDLE_MS = 45_000;
 
-interface Figures {
-  kills: number;
-  failedReads: number;
-  wrongBytes: number;
-  resumeMsP99: number;
-  restartMs1000: number;
-  rssMbIdle1000: number;
-  rssMbLoad: number;
-  prepareMsP99: number;
-}
+/** Each figure, and what is promised of it. */
+const figures = {
+  kills: "kill -9 of the daemon while 8 containers read; at least 200",
+  failedReads: "reads that failed meanwhile; 0",
+  wrongBytes: "files with wrong bytes; 0",
+  resumeMsP99: "longest stall of a reader over a kill, ms; at most 1500",
+  restartMs1000:
+    "restart with 1,000 snapshots and 200 layers until a call is answered, ms; at most 1500",
+  rssMbIdle1000: "resident with them, idle, MiB; at most 150",
+  rssMbLoad: "resident with 64 containers reading cold, MiB; at most 400",
+  prepareMsP99: "Prepare and Remove, 64 at a time, beside 8 cold readers, ms; at most 100",
+  statePoints: "steps before which the daemon died without a loss; at least 25",
+  statePointsLost: "such steps with a loss; 0",
+  faults: `kinds of faults that were survived with the right bytes; ${faultKinds.length}`,
+  faultsFailed: "kinds of faults that were not; 0",
+  fuzzExecutions: "inputs that the fuzzers tried; at least 1,000,000",
+  fuzzFindings: "inputs among them that were not handled as they should be; 0",
+};
+
+type Figures = Record<keyof typeof figures, number>;
 
 /** When the daemon was killed, and when another one served. */
 interface Kill {
@@ -71,10 +87,21 @@ try {
 
 async function main(): Promise<void> {
   const registry = await startRegistry(sandbox);
-  const survived = await measureKills(registry);
-  const loaded = await measureLoad(registry);
-  const large = await measureLargeNode(registry);
-  report({ ...survived, ...large, ...loaded });
+  const parts: Record<string, () => Promise<Partial<Figures>>> = {
+    kills: () => measureKills(registry),
+    load: () => measureLoad(registry),
+    node: () => measureLargeNode(registry),
+    points: countStatePoints,
+    faults: countFaults,
+    fuzz: countInputs,
+  };
+  const measured: Partial<Figures> = {};
+  for (const part of process.env["PARTS"]?.split(",") ?? Object.keys(parts)) {
+    const measure = parts[part];
+    if (measure === undefined) throw new Error(`there are ${Object.keys(parts).join(", ")}`);
+    Object.assign(measured, await measure());
+  }
+  report(measured);
 }
 
 /** Eight containers read cold and warm data while the daemon is killed at random moments. */
@@ -233,6 +260,38 @@ async function timeRestart(stage: Stage): Promise<number> {
   return performance.now() - began;
 }
 
+/** The daemon dies before steps of each operation; the tests check what follows. */
+async function countStatePoints(): Promise<Partial<Figures>> {
+  const outcomes = await testOutcomes(faultTests("crash-points*.test.ts"));
+  const points = outcomes.filter(({ name }) => /\bbefore \w+ number \d+/.test(name));
+  const statePoints = points.filter(({ passed }) => passed).length;
+  return { statePoints, statePointsLost: points.length - statePoints };
+}
+
+/** Faults are provoked while containers read; the tests compare what they read. */
+async function countFaults(): Promise<Partial<Figures>> {
+  const all = faultTests("*.test.ts");
+  const outcomes = await testOutcomes(all.filter((file) => !/\/(?:crash-points|load)/.test(file)));
+  const kinds = (those: readonly TestOutcome[]) =>
+    new Set(those.map(({ name }) => faultKindOf(name)).filter((kind) => kind !== undefined));
+  const tried = kinds(outcomes);
+  const failed = kinds(outcomes.filter(({ passed }) => !passed));
+  return { faults: tried.size - failed.size, faultsFailed: failed.size };
+}
+
+async function countInputs(): Promise<Partial<Figures>> {
+  const { executions, problems } = await fuzzOnce();
+  for (const problem of problems) progress(problem);
+  return { fuzzExecutions: executions, fuzzFindings: problems.length };
+}
+
+function faultTests(pattern: string): string[] {
+  const cwd = path.join(import.meta.dirname, "../integration/faults");
+  return globSync(pattern, { cwd })
+    .map((file) => path.join(cwd, file))
+    .toSorted();
+}
+
 async function pushData(registry: TestRegistry, size: DataSize): Promise<string> {
   const [base, python] = (await debianImage()).layers;
   if (base === undefined || python === undefined) throw new Error("the image has layers");
@@ -270,8 +329,8 @@ async function stopStage(stage: Stage): Promise<void> {
   await stage.clip.stop();
 }
 
-function percentile(figures: readonly number[], percent: number): number {
-  const sorted = figures.toSorted((a, b) => a - b);
+function percentile(values: readonly number[], percent: number): number {
+  const sorted = values.toSorted((a, b) => a - b);
   return sorted[Math.ceil((percent / 100) * sorted.length) - 1] ?? Number.NaN;
 }
 
@@ -279,23 +338,19 @@ function progress(text: string): void {
   process.stderr.write(`${text}\n`);
 }
 
-function report(figures: Figures): void {
+function report(measured: Partial<Figures>): void {
   if (process.env["JSON"] === "1") {
-    process.stdout.write(`${JSON.stringify({ survival: figures })}\n`);
+    process.stdout.write(`${JSON.stringify({ survival: measured })}\n`);
     return;
   }
-  const shown: [keyof Figures, string][] = [
-    ["kills", "kill -9 of the daemon while 8 containers read"],
-    ["failedReads", "reads that failed"],
-    ["wrongBytes", "files with wrong bytes"],
-    ["resumeMsP99", "longest stall of a reader over a kill, ms"],
-    ["restartMs1000", "restart with 1,000 snapshots and 200 layers until a call is answered, ms"],
-    ["rssMbIdle1000", "resident with them, idle, MiB"],
-    ["rssMbLoad", "resident with 64 containers reading cold, MiB"],
-    ["prepareMsP99", "Prepare and Remove, 64 at a time, beside 8 cold readers, ms"],
-  ];
+  const names = Object.keys(figures) as (keyof Figures)[];
   printTable(
-    ["figure", "", "value"],
-    shown.map(([name, what]) => [name, what, String(Math.round(figures[name] * 10) / 10)]),
+    ["figure", "value", ""],
+    names.flatMap((name) => {
+      const value = measured[name];
+      return value === undefined
+        ? []
+        : [[name, String(Math.round(value * 10) / 10), figures[name]]];
+    }),
   );
 }
