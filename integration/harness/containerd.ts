@@ -29,6 +29,8 @@ export interface ContainerdOptions {
   criAnnotations?: boolean;
   /** Image of a pod's sandbox. Pods cannot run without. */
   pauseImage?: string;
+  /** Decode gzip without other programs, as where neither igzip nor pigz is installed. */
+  ownGzip?: boolean;
   /** Use the file that `config/` has for people, instead of a configuration for tests. */
   asDocumented?: boolean;
 }
@@ -53,6 +55,7 @@ export class Containerd {
       ...toolEnvironment([containerdDirectory(options.generation)]),
       // Temporary mounts of client and server, too, stay in the sandbox.
       TMPDIR: path.join(this.directory, "tmp"),
+      ...(options.ownGzip && { CONTAINERD_DISABLE_IGZIP: "1", CONTAINERD_DISABLE_PIGZ: "1" }),
     };
   }
 
