@@ -16,6 +16,7 @@ import { makeImage, makeLayer, pushImage } from "../harness/image.ts";
 import { startRegistry, type TestRegistry } from "../harness/registry.ts";
 import { Sandbox } from "../harness/sandbox.ts";
 import { openNode, type LayerNode, type NodeSettings } from "../layer-node.ts";
+import { faultTest } from "./fault-kinds.ts";
 
 const MiB = 1 << 20;
 const layerBytes = 24 * MiB;
@@ -122,7 +123,7 @@ const places = [3 * MiB, 10 * MiB + 77, 10 * MiB + 5000, 20 * MiB + 1];
 
 for (const mode of ["erofs", "fuse"] as const) {
   describe(`with ${mode}`, () => {
-    test("rotten spans of a lazy layer are found and served no more", async () => {
+    faultTest("disk-rot", "spans of a lazy layer are found and served no more", async () => {
       const directory = await sandbox.subdirectory(`lazy-${mode}`);
       await onNode(directory, { mode }, async ({ layers }) => {
         const { path } = await layers.mount(await layers.ensure(indexed));
@@ -142,35 +143,42 @@ for (const mode of ["erofs", "fuse"] as const) {
     });
 
     for (const kept of ["whose index is kept", "whose index has gone"]) {
-      test(`a rotten complete layer ${kept} is written right again, while it is mounted`, async () => {
-        const isKept = kept === "whose index is kept";
-        const directory = await sandbox.subdirectory(`complete-${mode}-${isKept}`);
-        // Nothing of the index is in the memory of the next one.
-        await onNode(directory, { mode }, async ({ layers }) => {
-          await layers.ensure(plain);
-        });
-        await onNode(directory, { mode }, async ({ layers, indexes }) => {
-          const { path } = await layers.mount(await layers.ensure(plain));
-          await indexes.settled();
-          assert.equal(await read(path), content);
-          if (!isKept) await indexes.remove(plain.layerDigest);
-          const file = cacheFile(directory, plain);
-          await rot(file, places);
-          const options = { layer: plain.layerDigest, repair: true, signal: never };
-          const [check] = await layers.verifyCache(options);
-          assert.equal(check?.damaged, isKept || mode === "fuse" ? 3 : 1);
-          assert.equal(check?.repaired, check?.damaged);
-          const bytes = await readFile(file);
-          assert.equal(`sha256:${createHash("sha256").update(bytes).digest("hex")}`, plain.diffId);
-          await dropCaches();
-          assert.equal(await read(path), content);
-          assert.equal((await layers.status())[0]?.state, "complete");
-          assert.equal((await layers.verifyCache(options))[0]?.damaged, 0);
-        });
-      });
+      faultTest(
+        "disk-rot",
+        `a complete layer ${kept} is written right again, while it is mounted`,
+        async () => {
+          const isKept = kept === "whose index is kept";
+          const directory = await sandbox.subdirectory(`complete-${mode}-${isKept}`);
+          // Nothing of the index is in the memory of the next one.
+          await onNode(directory, { mode }, async ({ layers }) => {
+            await layers.ensure(plain);
+          });
+          await onNode(directory, { mode }, async ({ layers, indexes }) => {
+            const { path } = await layers.mount(await layers.ensure(plain));
+            await indexes.settled();
+            assert.equal(await read(path), content);
+            if (!isKept) await indexes.remove(plain.layerDigest);
+            const file = cacheFile(directory, plain);
+            await rot(file, places);
+            const options = { layer: plain.layerDigest, repair: true, signal: never };
+            const [check] = await layers.verifyCache(options);
+            assert.equal(check?.damaged, isKept || mode === "fuse" ? 3 : 1);
+            assert.equal(check?.repaired, check?.damaged);
+            const bytes = await readFile(file);
+            assert.equal(
+              `sha256:${createHash("sha256").update(bytes).digest("hex")}`,
+              plain.diffId,
+            );
+            await dropCaches();
+            assert.equal(await read(path), content);
+            assert.equal((await layers.status())[0]?.state, "complete");
+            assert.equal((await layers.verifyCache(options))[0]?.damaged, 0);
+          });
+        },
+      );
     }
 
-    test("a layer file that was cut short is read right by whoever has it mounted", async () => {
+    faultTest("layer-file-truncated", "whoever has it mounted reads it right", async () => {
       const directory = await sandbox.subdirectory(`short-${mode}`);
       await onNode(directory, { mode }, async ({ layers }) => {
         const { path } = await layers.mount(await layers.ensure(indexed));
@@ -185,7 +193,7 @@ for (const mode of ["erofs", "fuse"] as const) {
       });
     });
 
-    test("a disk that does not give what it took costs no reader anything", async () => {
+    faultTest("disk-read-error", "no reader notices", async () => {
       const directory = await sandbox.subdirectory(`failing-${mode}`);
       const cache = join(directory, "root/cache");
       const disk = await failingDisk(`failing-${mode}.ext4`, cache);
@@ -209,28 +217,32 @@ for (const mode of ["erofs", "fuse"] as const) {
       });
     });
 
-    test("a damaged metadata image is made anew, from the archive and from the index", async () => {
-      const directory = await sandbox.subdirectory(`image-${mode}`);
-      await onNode(directory, { mode }, async ({ layers }) => {
-        for (const target of [plain, indexed]) {
-          const { path } = await layers.mount(await layers.ensure(target));
-          const meta = join(directory, "root/meta");
-          const name = (await readdir(meta)).find((one) =>
-            one.startsWith(digestKey(target.layerDigest)),
-          );
-          const image = join(meta, name ?? "none");
-          const right = await readFile(image);
-          await rot(image, [1500]);
-          const options = { layer: target.layerDigest, repair: true, signal: never };
-          const [check] = await layers.verifyCache(options);
-          assert.equal(check?.image, "repaired");
-          assert.deepEqual(await readFile(image), right);
-          await dropCaches();
-          assert.equal(await read(path), content);
-          assert.equal((await layers.verifyCache(options))[0]?.image, "right");
-        }
-      });
-    });
+    faultTest(
+      "metadata-image-damaged",
+      "it is made anew, from the archive and from the index",
+      async () => {
+        const directory = await sandbox.subdirectory(`image-${mode}`);
+        await onNode(directory, { mode }, async ({ layers }) => {
+          for (const target of [plain, indexed]) {
+            const { path } = await layers.mount(await layers.ensure(target));
+            const meta = join(directory, "root/meta");
+            const name = (await readdir(meta)).find((one) =>
+              one.startsWith(digestKey(target.layerDigest)),
+            );
+            const image = join(meta, name ?? "none");
+            const right = await readFile(image);
+            await rot(image, [1500]);
+            const options = { layer: target.layerDigest, repair: true, signal: never };
+            const [check] = await layers.verifyCache(options);
+            assert.equal(check?.image, "repaired");
+            assert.deepEqual(await readFile(image), right);
+            await dropCaches();
+            assert.equal(await read(path), content);
+            assert.equal((await layers.verifyCache(options))[0]?.image, "right");
+          }
+        });
+      },
+    );
 
     test("layers are checked and repaired by themselves now and then", async () => {
       const directory = await sandbox.subdirectory(`scrub-${mode}`);

@@ -20,7 +20,12 @@ const processFaults = [
 ] as const;
 
 /** Faults of the disk's contents. */
-const dataFaults = [] as const;
+const dataFaults = [
+  "disk-rot",
+  "disk-read-error",
+  "layer-file-truncated",
+  "metadata-image-damaged",
+] as const;
 
 /** Faults of registries, of what they send, and of the way to them. */
 const registryFaults = [
