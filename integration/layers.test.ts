@@ -15,16 +15,12 @@ import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { digestKey, type Digest } from "../src/base/digest.ts";
-import { createImageIndex } from "../src/index/create.ts";
-import type { LayerTarget } from "../src/layer/target.ts";
-import { RegistryClient } from "../src/registry/client.ts";
-import { parseReference } from "../src/registry/reference.ts";
-import { silentLog } from "../src/telemetry/log.ts";
 import { run } from "./harness/command.ts";
-import { makeImage, makeLayer, pushImage, type Compressor } from "./harness/image.ts";
+import { type Compressor } from "./harness/image.ts";
 import { startRegistry, type TestRegistry } from "./harness/registry.ts";
 import { Sandbox } from "./harness/sandbox.ts";
 import { openNode, type LayerNode, type NodeSettings } from "./layer-node.ts";
+import { pushLayer } from "./layer-target.ts";
 
 const listing = join(import.meta.dirname, "tree-listing.ts");
 
@@ -59,24 +55,7 @@ async function push(name: string, index: boolean, compressor: Compressor = "gzip
   const directory = await sandbox.subdirectory(`image-${name}`);
   const copy = join(directory, "layer.tar");
   await copyFile(tarFile, copy);
-  const layer = await makeLayer(copy, compressor);
-  const image = makeImage([layer]);
-  const reference = await pushImage(image, registry.host, name);
-  if (index) {
-    const client = new RegistryClient({ dockerConfig: "/nonexistent", log: silentLog });
-    const options = { registry: client, spanBytes: 1 << 20, push: true };
-    await createImageIndex({ reference: parseReference(reference), ...options });
-    await client.close();
-  }
-  const target: LayerTarget = {
-    layerDigest: layer.digest as Digest,
-    diffId: layer.diffId as Digest,
-    compressedSize: layer.size,
-    mediaType: layer.mediaType,
-    manifestDigest: image.digest as Digest,
-    repositories: [{ host: registry.host, name }],
-  };
-  return target;
+  return pushLayer(copy, { registry, name, compressor, ...(index && { spanBytes: 1 << 20 }) });
 }
 
 /** Runs `work` on a node of its own. */
@@ -256,18 +235,9 @@ for (const [kind, content] of Object.entries({
       const name = `empty-${content.length}-${mode}`;
       const file = join(await sandbox.subdirectory(name), "layer.tar");
       await writeFile(file, content);
-      const layer = await makeLayer(file);
-      const image = makeImage([layer]);
-      await pushImage(image, registry.host, name);
+      const target = await pushLayer(file, { registry, name, compressor: "gzip -6" });
       await onNode(name, { mode, backgroundFillDelayMs: 0 }, async ({ layers }) => {
-        const number = await layers.ensure({
-          layerDigest: layer.digest as Digest,
-          diffId: layer.diffId as Digest,
-          compressedSize: layer.size,
-          mediaType: layer.mediaType,
-          manifestDigest: image.digest as Digest,
-          repositories: [{ host: registry.host, name }],
-        });
+        const number = await layers.ensure(target);
         const { path } = await layers.mount(number);
         assert.equal(await run("ls", ["-A", path]), "");
       });

@@ -4,17 +4,14 @@ import { randomBytes } from "node:crypto";
 import { rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, afterEach, before, describe, test } from "node:test";
-import { digestKey, type Digest } from "../src/base/digest.ts";
-import { createImageIndex } from "../src/index/create.ts";
+import { digestKey } from "../src/base/digest.ts";
 import type { LayerTarget } from "../src/layer/target.ts";
-import { RegistryClient } from "../src/registry/client.ts";
-import { parseReference } from "../src/registry/reference.ts";
 import { silentLog } from "../src/telemetry/log.ts";
 import { run } from "./harness/command.ts";
-import { makeImage, makeLayer, pushImage } from "./harness/image.ts";
 import { startRegistry, type TestRegistry } from "./harness/registry.ts";
 import { Sandbox } from "./harness/sandbox.ts";
 import { openNode, type LayerNode, type NodeSettings } from "./layer-node.ts";
+import { pushLayer } from "./layer-target.ts";
 
 const MiB = 1024 * 1024;
 const fileCount = 6;
@@ -51,21 +48,7 @@ async function push(name: string): Promise<LayerTarget> {
   }
   const tarFile = join(await sandbox.subdirectory(`image-${name}`), "layer.tar");
   await run("tar", ["-C", source, "--sort=name", "-cf", tarFile, "."]);
-  const layer = await makeLayer(tarFile, "gzip -1");
-  const image = makeImage([layer]);
-  const reference = await pushImage(image, registry.host, name);
-  const client = new RegistryClient({ dockerConfig: "/nonexistent", log: silentLog });
-  const options = { registry: client, spanBytes: MiB, push: true };
-  await createImageIndex({ reference: parseReference(reference), ...options });
-  await client.close();
-  return {
-    layerDigest: layer.digest as Digest,
-    diffId: layer.diffId as Digest,
-    compressedSize: layer.size,
-    mediaType: layer.mediaType,
-    manifestDigest: image.digest as Digest,
-    repositories: [{ host: registry.host, name }],
-  };
+  return pushLayer(tarFile, { registry, name, spanBytes: MiB });
 }
 
 async function startNode(directory: string, settings: NodeSettings): Promise<LayerNode> {

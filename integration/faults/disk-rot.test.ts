@@ -1,21 +1,18 @@
 /** A disk that changes, loses or does not give what was written to it. */
 import assert from "node:assert/strict";
-import { createHash, randomBytes } from "node:crypto";
+import { createHash } from "node:crypto";
 import { mkdir, open, readdir, readFile, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { digestKey, type Digest } from "../../src/base/digest.ts";
-import { createImageIndex } from "../../src/index/create.ts";
+import { digestKey } from "../../src/base/digest.ts";
 import type { LayerTarget } from "../../src/layer/target.ts";
-import { RegistryClient } from "../../src/registry/client.ts";
-import { parseReference } from "../../src/registry/reference.ts";
 import { openLog, silentLog } from "../../src/telemetry/log.ts";
 import { run } from "../harness/command.ts";
-import { makeImage, makeLayer, pushImage } from "../harness/image.ts";
 import { startRegistry, type TestRegistry } from "../harness/registry.ts";
 import { Sandbox } from "../harness/sandbox.ts";
 import { openNode, type LayerNode, type NodeSettings } from "../layer-node.ts";
+import { pushRandomLayers } from "../layer-target.ts";
 import { faultTest } from "./fault-kinds.ts";
 
 const MiB = 1 << 20;
@@ -35,42 +32,10 @@ let content: string;
 before(async () => {
   sandbox = await Sandbox.create();
   registry = await startRegistry(sandbox);
-  const source = await sandbox.subdirectory("source");
-  const digest = createHash("sha256");
-  for (let at = 0; at < 12; at++) {
-    const bytes = randomBytes(layerBytes / 12 - at * 997);
-    digest.update(bytes);
-    await writeFile(join(source, `f${String(at).padStart(2, "0")}`), bytes);
-  }
-  content = digest.digest("hex");
-  const tar = sandbox.path("layer.tar");
-  await run("tar", ["-C", source, "--sort=name", "--format=pax", "-cf", tar, "."]);
-  indexed = await push("indexed", tar, true);
-  const other = sandbox.path("other.tar");
-  await run("tar", ["-C", source, "--sort=name", "--format=gnu", "-cf", other, "."]);
-  plain = await push("plain", other, false);
+  const size = { bytes: layerBytes, files: 12, spanBytes };
+  ({ indexed, plain, content } = await pushRandomLayers(sandbox, registry, size));
 });
 after(() => sandbox?.close());
-
-async function push(name: string, tar: string, index: boolean): Promise<LayerTarget> {
-  const layer = await makeLayer(tar, "gzip -1");
-  const image = makeImage([layer]);
-  const reference = await pushImage(image, registry.host, name);
-  if (index) {
-    const client = new RegistryClient({ dockerConfig: "/nonexistent", log: silentLog });
-    const options = { registry: client, spanBytes, push: true };
-    await createImageIndex({ reference: parseReference(reference), ...options });
-    await client.close();
-  }
-  return {
-    layerDigest: layer.digest as Digest,
-    diffId: layer.diffId as Digest,
-    compressedSize: layer.size,
-    mediaType: layer.mediaType,
-    manifestDigest: image.digest as Digest,
-    repositories: [{ host: registry.host, name }],
-  };
-}
 
 async function onNode(
   directory: string,
