@@ -17,6 +17,7 @@ const processFaults = [
   "container-killed",
   "containerd-restart",
   "fuse-mount-taken-away",
+  "death-in-mount",
 ] as const;
 
 /** Faults of the disk's contents. */

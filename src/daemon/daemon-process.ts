@@ -2,6 +2,7 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import type { Socket } from "node:net";
 import { parseDaemonMessage, type KeeperMessage } from "./keeper-protocol.ts";
+import { isUndead } from "./process-state.ts";
 
 /** How a daemon ended. */
 export interface DaemonEnd {
@@ -35,6 +36,8 @@ export interface DaemonProcessOptions {
  * of descriptors does not get it.
  */
 const acceptMs = 2_000;
+/** How often it is looked whether the daemon is dead although its end is not told. */
+const lookMs = 250;
 
 /** One run of the daemon, from its start to its end. */
 export class DaemonProcess {
@@ -103,13 +106,39 @@ export class DaemonProcess {
   async #untilEnded(): Promise<DaemonEnd> {
     // What it said before it died may arrive after its end.
     const silent = new Promise((resolve) => this.#child.once("disconnect", resolve));
-    const [code, signal] = await new Promise<[number | null, NodeJS.Signals | null]>((resolve) => {
-      this.#child.once("exit", (...end) => resolve(end));
-      // It could not even be started.
-      this.#child.once("error", () => resolve([1, null]));
-    });
+    const undead = this.#untilUndead();
+    const end = await Promise.race([
+      undead.promise,
+      new Promise<[number | null, NodeJS.Signals | null]>((resolve) => {
+        this.#child.once("exit", (...end) => resolve(end));
+        // It could not even be started.
+        this.#child.once("error", () => resolve([1, null]));
+      }),
+    ]);
+    undead.stop();
+    if (end === undefined) {
+      // The channel is among the files that it keeps.
+      if (this.#child.connected) this.#child.disconnect();
+      return this.#end(null, "SIGKILL");
+    }
     if (this.#child.connected) await silent;
-    return this.#end(code, signal);
+    return this.#end(...end);
+  }
+
+  /**
+   * A thread that waits for an answer of the session in the kernel, as mount(2) does, outlives its
+   * process; the end of the process is told only after that of the thread. But only the next daemon
+   * can give the answer.
+   */
+  #untilUndead(): { promise: Promise<undefined>; stop(): void } {
+    const { promise, resolve } = Promise.withResolvers<undefined>();
+    let looks = 0;
+    const timer = setInterval(() => {
+      // Every process is in this state for a moment, before its parent has learned of its end.
+      looks = isUndead(this.pid) ? looks + 1 : 0;
+      if (looks > 1) resolve(undefined);
+    }, lookMs);
+    return { promise, stop: () => clearInterval(timer) };
   }
 
   #onMessage(value: unknown): void {

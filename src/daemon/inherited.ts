@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Log } from "../telemetry/log.ts";
 import { deviceDescriptor, lockDescriptor } from "./keeper-protocol.ts";
+import { isDead, parentOf } from "./process-state.ts";
 
 /** What has been taken over: /dev/fuse, and the lock of the root. */
 export interface Inherited {
@@ -85,7 +86,7 @@ export async function takeFromOrphan(
   log.warn({ pid }, "taking over from a daemon whose keeper has died");
   process.kill(pid, "SIGUSR2");
   const deadline = performance.now() + orphanEndMs;
-  while (parentOf(pid) !== undefined) {
+  while (!isDead(pid)) {
     if (performance.now() > deadline) process.kill(pid, "SIGKILL");
     await delay(20);
   }
@@ -102,16 +103,5 @@ function isOrphan(pid: number, keeper: number, lock: string): boolean {
     );
   } catch {
     return false;
-  }
-}
-
-/** The parent of a process; undefined when it has ended. */
-function parentOf(pid: number): number | undefined {
-  try {
-    const [, state, parent] =
-      /\) (\S) (\d+)/.exec(readFileSync(`/proc/${pid}/stat`, "latin1")) ?? [];
-    return state === "Z" || state === "X" ? undefined : Number(parent);
-  } catch {
-    return undefined;
   }
 }

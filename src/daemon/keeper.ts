@@ -3,13 +3,14 @@
  * socket that clients connect to - and starts the daemon again. It serves no request and loads as
  * little as possible, so there is little that it could die of.
  */
-import { closeSync, openSync } from "node:fs";
+import { closeSync, openSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { ClipError, describeError } from "../base/errors.ts";
 import type { Log } from "../telemetry/log.ts";
 import { DaemonProcess, type DaemonEnd } from "./daemon-process.ts";
 import { FrontDoor } from "./front-door.ts";
+import { isUndead } from "./process-state.ts";
 import { takeFromOrphan, takeStored, type ProcessFiles } from "./inherited.ts";
 import { RestartDelays } from "./restart-delays.ts";
 
@@ -120,7 +121,7 @@ export class Keeper {
     const stored = takeStored(process.env);
     const orphan = stored === undefined ? await takeFromOrphan(root, files, log) : undefined;
     this.#device = stored ?? orphan?.device ?? openDevice();
-    this.#lock = orphan?.lock ?? openSync(join(root, "lock"), "a", 0o600);
+    this.#lock = orphan?.lock ?? openLock(root);
     this.#inUse = stored !== undefined || orphan !== undefined;
     if (this.#inUse) log.info({}, "an earlier FUSE session goes on");
   }
@@ -205,6 +206,13 @@ export class Keeper {
       });
     }
     await delay(lockRetryMs);
+    if (isUndead(files.read("daemon"))) {
+      log.warn({}, "a thread of a dead daemon has the lock, until its request is answered");
+      rmSync(join(root, "lock"));
+      closeSync(this.#lock);
+      this.#lock = openLock(root);
+      return;
+    }
     const inherited = await takeFromOrphan(root, files, log);
     if (inherited === undefined) return;
     closeSync(this.#device);
@@ -225,6 +233,10 @@ export class Keeper {
     const { unmountBelow } = await import("./unmount.ts");
     await unmountBelow(root, this.#options.log);
   }
+}
+
+function openLock(root: string): number {
+  return openSync(join(root, "lock"), "a", 0o600);
 }
 
 function openDevice(): number {

@@ -1,19 +1,24 @@
 /** Taking away the mounts of a root whose daemon is gone. */
 import { dirname, join } from "node:path";
 import { describeError } from "../base/errors.ts";
-import { MNT_DETACH, unmount } from "../os/libc.ts";
+import { MNT_DETACH, MNT_FORCE, unmount } from "../os/libc.ts";
 import { readMountTable } from "../os/mount-table.ts";
 import type { Log } from "../telemetry/log.ts";
 
-/** Detaches the mounts of layers and the FUSE session below `root`; whoever uses one keeps it. */
+/** Ends the FUSE session below `root` and detaches the mounts of layers. */
 export async function unmountBelow(root: string, log: Log): Promise<void> {
-  const table = await readMountTable();
-  const own = table.filter(
-    ({ mountpoint }) => mountpoint === join(root, "f") || dirname(mountpoint) === join(root, "l"),
-  );
-  for (const { mountpoint } of own.toReversed()) {
-    await unmount(mountpoint, MNT_DETACH).catch((error: unknown) => {
-      log.warn({ mountpoint, error: describeError(error) }, "unmounting failed");
+  const places = (await readMountTable()).map(({ mountpoint }) => mountpoint);
+  const session = places.filter((place) => place === join(root, "f"));
+  const layers = places.filter((place) => dirname(place) === join(root, "l"));
+  // The session first, by force: whoever waits for an answer, as a thread of the daemon that died or
+  // the end of a layer's mount may, would wait for ever.
+  const calls = [
+    ...session.map((place) => ({ place, flags: MNT_DETACH | MNT_FORCE })),
+    ...layers.map((place) => ({ place, flags: MNT_DETACH })),
+  ];
+  for (const { place, flags } of calls) {
+    await unmount(place, flags).catch((error: unknown) => {
+      log.warn({ mountpoint: place, error: describeError(error) }, "unmounting failed");
     });
   }
 }

@@ -3,7 +3,7 @@ import { closeSync, openSync, writevSync } from "node:fs";
 import { mkdir, realpath, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { ClipError, describeError } from "../base/errors.ts";
-import { MNT_DETACH, mount, MS_RDONLY, unmount } from "../os/libc.ts";
+import { MNT_DETACH, MNT_FORCE, mount, MS_RDONLY, unmount } from "../os/libc.ts";
 import type { Log } from "../telemetry/log.ts";
 import { findMount, type MountEntry } from "../os/mount-table.ts";
 import { encodeResend, readBytesMax } from "./protocol.ts";
@@ -152,6 +152,7 @@ async function removeStaleMounts(mountpoint: string): Promise<void> {
   for (let left = 16; left > 0; left--) {
     const entry = await findMount(mountpoint);
     if (entry?.type !== fileSystemType) return;
-    await unmount(mountpoint, MNT_DETACH);
+    // A thread of whoever died may still wait for an answer.
+    await unmount(mountpoint, MNT_DETACH | MNT_FORCE);
   }
 }

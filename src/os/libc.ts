@@ -22,6 +22,8 @@ const flockCall = libc.func("int flock(int fd, int operation)");
 
 /** mount(2): read-only. */
 export const MS_RDONLY = 1;
+/** umount2(2): end the session of a FUSE mount, so that whoever waits for it gets an error. */
+export const MNT_FORCE = 1;
 /** umount2(2): detach now, clean up when no longer busy. */
 export const MNT_DETACH = 2;
 

@@ -1,7 +1,7 @@
 /** Whether what is mounted below the root is what should be. Looks at tables only. */
 import { spawn } from "node:child_process";
 import { basename, dirname, join } from "node:path";
-import { MNT_DETACH, unmount } from "../../os/libc.ts";
+import { MNT_DETACH, MNT_FORCE, unmount } from "../../os/libc.ts";
 import { mountpointsBelow, type MountEntry } from "../../os/mount-table.ts";
 import type { Finding } from "./finding.ts";
 import type { NodeView, Patient } from "./patient.ts";
@@ -145,8 +145,9 @@ function mountsIn(table: readonly MountEntry[], directory: string): Map<string, 
   return Map.groupBy(inside, ({ mountpoint }) => mountpoint);
 }
 
+/** Nobody serves it any more, so who may still wait for that is given an error. */
 async function detach(mountpoint: string, times: number): Promise<void> {
-  for (let time = 0; time < times; time++) await unmount(mountpoint, MNT_DETACH);
+  for (let time = 0; time < times; time++) await unmount(mountpoint, MNT_DETACH | MNT_FORCE);
 }
 
 /**
