@@ -258,6 +258,7 @@ ${commonConfig(directory)}
 ${proxyConfig(options)}`;
 }
 
+/** Its NRI socket would be that of all containerds of the machine: one that starts breaks another. */
 function configOfGeneration2(directory: string, options: ContainerdOptions): string {
   const snapshotters = options.clipAddress === undefined ? ["overlayfs"] : ["overlayfs", "clip"];
   return `version = 3
@@ -278,6 +279,8 @@ ${commonConfig(directory)}
 [plugins."io.containerd.grpc.v1.cri"]
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
 ${snapshotters
   .map(
     (snapshotter) => `[[plugins."io.containerd.transfer.v1.local".unpack_config]]
