@@ -1,5 +1,5 @@
 /** Several content caches as one: the fast and small before the slow and large. */
-import { ClipError, describeError, isClipError } from "../../base/errors.ts";
+import { ClipError, describeError } from "../../base/errors.ts";
 import {
   isWorthRetrying,
   type CallOptions,
@@ -13,6 +13,7 @@ import {
   type StoreOutcome,
 } from "./content-cache.ts";
 import type { ContentSource } from "./content-source.ts";
+import { asCacheFault } from "./failure.ts";
 
 /** A cache in a chain, and what it is used for. */
 export interface ChainMember {
@@ -76,7 +77,7 @@ class ChainedCache implements ContentCache {
       try {
         outcomes.push(await cache.store(key, source, options));
       } catch (error) {
-        failures.push(asFault(error));
+        failures.push(asCacheFault(error));
       }
     }
     throwFailures(failures);
@@ -95,7 +96,7 @@ class ChainedCache implements ContentCache {
       try {
         await cache.remove(key, options);
       } catch (error) {
-        failures.push(asFault(error));
+        failures.push(asCacheFault(error));
       }
     }
     throwFailures(failures);
@@ -116,19 +117,11 @@ async function firstFound<Found>(
       const found = await ask(cache);
       if (found !== undefined) return found;
     } catch (error) {
-      failures.push(asFault(error));
+      failures.push(asCacheFault(error));
     }
   }
   throwFailures(failures);
   return undefined;
-}
-
-/** The error, if it is the cache's own; what the caller or the source did is thrown at once. */
-function asFault(error: unknown): ClipError {
-  if (isClipError(error) && (error.code.startsWith("CACHE_") || error.code === "TIMEOUT")) {
-    return error;
-  }
-  throw error;
 }
 
 /** Throws the failure that is most worth another try; the others go along as its cause. */

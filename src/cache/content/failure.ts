@@ -1,5 +1,5 @@
 /** What goes wrong between clip and a content cache, as errors that say where. */
-import { ClipError, type ErrorCode, type ErrorDetails } from "../../base/errors.ts";
+import { ClipError, isClipError, type ErrorCode, type ErrorDetails } from "../../base/errors.ts";
 
 /** The codes of a content cache. */
 export type CacheCode = Extract<ErrorCode, `CACHE_${string}`>;
@@ -16,6 +16,14 @@ export function cacheError(
     ...(details.hint === undefined ? {} : { hint: details.hint }),
     context: { cache: name, ...details.context },
   });
+}
+
+/** The error, if it is the cache's own; what the caller or the source did is thrown at once. */
+export function asCacheFault(error: unknown): ClipError {
+  if (isClipError(error) && (error.code.startsWith("CACHE_") || error.code === "TIMEOUT")) {
+    return error;
+  }
+  throw error;
 }
 
 /** The error for a range that an object does not have. */

@@ -6,6 +6,8 @@ import { after, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { pino } from "pino";
 import { ClipError } from "../../base/errors.ts";
+import { chainOf } from "../../cache/content/chain.ts";
+import type { ContentCache } from "../../cache/content/content-cache.ts";
 import { MemoryCache } from "../../cache/content/testing/memory-cache.ts";
 import { encodeLayerIndex } from "../../index/format.ts";
 import { IndexStore } from "../../index/store.ts";
@@ -22,8 +24,11 @@ after(() => rm(base, { recursive: true, force: true }));
 const fake = fakeLayer(4, 50_000);
 const { layerDigest, diffId, uncompressedSize } = fake.head;
 const layer = { layerDigest, diffId, size: uncompressedSize };
+/** A layer and its index. */
+const objectsOfLayer = 2;
 
-async function setUp() {
+/** `shared` takes the place of the cache in memory. */
+async function setUp(shared?: ContentCache) {
   const directory = await mkdtemp(join(base, "d-"));
   const indexes = new IndexStore({
     directory: join(directory, "i"),
@@ -49,7 +54,8 @@ async function setUp() {
   const open = () =>
     new LayerStores({
       queue: queue(),
-      ...{ cache, objects, indexes, activity, counters, indexKey: undefined },
+      ...{ objects, indexes, activity, counters, indexKey: undefined },
+      cache: shared ?? cache,
       layers: {
         all: () => (state.known ? [layer] : []),
         completePath: async () => state.path,
@@ -83,7 +89,7 @@ test("a layer and its index are stored, with a line for each step", async () => 
 
 test("a store that fails is tried again until it succeeds", async () => {
   const { cache, counters, lines, open } = await setUp();
-  let failures = 3;
+  let failures = 3 * objectsOfLayer;
   cache.before = async (operation) => {
     if (operation === "store" && failures-- > 0) throw new ClipError("CACHE_UNAVAILABLE", "down");
   };
@@ -94,6 +100,24 @@ test("a store that fails is tried again until it succeeds", async () => {
   const failed = lines.filter(({ msg }) => String(msg).startsWith("FAILED"));
   assert.equal(failed.length, 3);
   assert.ok(failed.every(({ retryMs, error }) => Number(retryMs) > 0 && error === "down"));
+  await stores.close();
+});
+
+test("a member of a chain that is down does not keep a layer from the others", async () => {
+  const near = new MemoryCache("near");
+  const far = new MemoryCache("far");
+  near.before = () => Promise.reject(new ClipError("CACHE_UNAVAILABLE", "down"));
+  const { objects, counters, open } = await setUp(chainOf([{ cache: near }, { cache: far }]));
+  const stores = open();
+  stores.add(layer, false);
+  await until(() => counters.storeErrors === 2);
+  assert.ok(far.objects.get(objects.layerKey(layer))?.equals(fake.bytes));
+  assert.ok(far.objects.has(objects.indexKey(layerDigest)));
+  assert.equal(stores.length, 1);
+  near.before = () => Promise.resolve();
+  await until(() => stores.length === 0);
+  assert.equal(near.objects.size, objectsOfLayer);
+  assert.equal(counters.stored, 1);
   await stores.close();
 });
 

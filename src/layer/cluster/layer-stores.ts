@@ -9,6 +9,7 @@ import {
   type StoreOutcome,
 } from "../../cache/content/content-cache.ts";
 import { bufferSource } from "../../cache/content/content-source.ts";
+import { asCacheFault } from "../../cache/content/failure.ts";
 import type { IndexStore } from "../../index/store.ts";
 import { storeBegun, storeDone, storeFailed, storeQueued } from "../../telemetry/events.ts";
 import type { Log } from "../../telemetry/log.ts";
@@ -218,11 +219,14 @@ export class LayerStores {
       const { head } = reader;
       storeBegun(log, objects.logged(entry), { path });
       const options = { signal, replace: entry.replace };
-      await this.#storeIndex(entry, options);
+      const fault = await this.#storeIndex(entry, options).catch(asCacheFault);
       const makeWay = (inner: AbortSignal) => activity.quiet(inner);
       const { bytesPerSecond } = this.#options;
       const source = layerContent({ path, head, makeWay, bytesPerSecond });
-      return await cache.store(objects.layerKey(entry), source, options);
+      const outcome = await cache.store(objects.layerKey(entry), source, options);
+      // A member of a chain that takes nothing does not keep the others from the layer.
+      if (fault !== undefined) throw fault;
+      return outcome;
     } finally {
       await reader.close();
     }
@@ -232,7 +236,7 @@ export class LayerStores {
   async #storeIndex(
     { layerDigest }: QueuedStore,
     options: { signal: AbortSignal; replace: boolean },
-  ): Promise<void> {
+  ): Promise<undefined> {
     const { cache, objects, indexes, indexKey } = this.#options;
     const encoded = await indexes.encoded(layerDigest);
     if (encoded === undefined || encoded.length > sharedIndexBytesMax) return;
