@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { pino } from "pino";
+import { digestKey } from "../../base/digest.ts";
 import { ClipError, isClipError } from "../../base/errors.ts";
 import { chainOf } from "../../cache/content/chain.ts";
 import { cacheError } from "../../cache/content/failure.ts";
 import { MemoryCache } from "../../cache/content/testing/memory-cache.ts";
-import { silentLog } from "../../telemetry/log.ts";
 import { fakeLayer } from "../fakes.ts";
 import { CachedSource } from "./cached-source.ts";
 import { Hedge } from "./hedge.ts";
@@ -22,12 +23,14 @@ function setUp(caches: MemoryCache[] = [new MemoryCache()]) {
   const key = objects.layerKey(layer.head);
   for (const { objects: stored } of caches) stored.set(key, Buffer.from(layer.bytes));
   const wrong: string[] = [];
+  const lines: Record<string, unknown>[] = [];
+  const write = (line: string) => void lines.push(JSON.parse(line) as Record<string, unknown>);
   const source = new CachedSource({
     head: layer.head,
     cache: chainOf(caches.map((cache) => ({ cache }))),
     objects,
     hedge: new Hedge(50, 2000),
-    log: silentLog,
+    log: pino({ level: "debug", base: null, timestamp: false }, { write }),
     onWrong: (_, from) => {
       wrong.push(from);
       objects.quarantine(key, from);
@@ -39,7 +42,7 @@ function setUp(caches: MemoryCache[] = [new MemoryCache()]) {
     return Buffer.concat(pieces);
   };
   const cache = caches[0] ?? assert.fail();
-  return { source, read, cache, objects, key, wrong, clock };
+  return { source, read, cache, objects, key, wrong, lines, clock };
 }
 
 test("neighbouring spans come in few requests, in order", async () => {
@@ -69,6 +72,32 @@ test("an error is passed on, a cache that is left alone is a miss", async () => 
   const skipped = cacheError("CACHE_UNAVAILABLE", "m", "skipped", { context: { skipped: true } });
   cache.before = () => Promise.reject(skipped);
   assert.equal((await read(0, MiB)).length, 0);
+});
+
+test("each range that is asked for has a line, and so has what came of it", async () => {
+  const { read, cache, key, lines } = setUp();
+  await read(2 * MiB, 3 * MiB);
+  cache.before = () => Promise.reject(new ClipError("CACHE_DENIED", "no entry"));
+  await assert.rejects(read(2 * MiB, 3 * MiB));
+  cache.before = () => Promise.resolve();
+  cache.objects.delete(key);
+  await read(2 * MiB, 3 * MiB);
+  const { layerDigest } = layer.head;
+  const range = {
+    ...{ level: 20, layer: layerDigest, cacheKey: digestKey(layerDigest) },
+    ...{ offset: 2 * MiB, length: MiB },
+  };
+  const durationMs = "number";
+  const tried = { ...range, msg: "trying ContentCache range read" };
+  const missed = { ...range, durationMs, msg: "content cache miss - will decompress from OCI" };
+  const hit = {
+    ...{ ...range, bytes: MiB, durationMs },
+    msg: "content cache hit - range read from remote",
+  };
+  for (const line of lines) {
+    if ("durationMs" in line) line["durationMs"] = typeof line["durationMs"];
+  }
+  assert.deepEqual(lines, [tried, hit, tried, { ...missed, error: "no entry" }, tried, missed]);
 });
 
 test("a copy that is wrong is not read again, the next cache's is", async () => {

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { after, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { pino } from "pino";
+import { digestKey } from "../../base/digest.ts";
 import { ClipError } from "../../base/errors.ts";
 import { chainOf } from "../../cache/content/chain.ts";
 import type { ContentCache } from "../../cache/content/content-cache.ts";
@@ -61,7 +62,7 @@ async function setUp(shared?: ContentCache) {
         completePath: async () => state.path,
       },
       bytesPerSecond: undefined,
-      log: pino({ level: "debug" }, { write }),
+      log: pino({ level: "debug", base: null, timestamp: false }, { write }),
       backoffMsMin: 5,
     });
   return { cache, objects, counters, state, activity, lines, file, queue, open };
@@ -72,15 +73,24 @@ async function until(condition: () => boolean): Promise<void> {
 }
 
 test("a layer and its index are stored, with a line for each step", async () => {
-  const { cache, objects, counters, lines, open } = await setUp();
+  const { cache, objects, counters, lines, file, open } = await setUp();
   const stores = open();
   stores.add(layer, false);
   await until(() => stores.length === 0);
   assert.ok(cache.objects.get(objects.layerKey(layer))?.equals(fake.bytes));
   assert.ok(cache.objects.has(objects.indexKey(layerDigest)));
   assert.equal(counters.stored, 1);
-  const steps = lines.map(({ msg }) => String(msg).split(" ")[0]);
-  assert.deepEqual(steps, ["storing", "store", "successfully"]);
+  const named = { layer: layerDigest, cacheKey: digestKey(layerDigest) };
+  const bytes = uncompressedSize;
+  const done =
+    "successfully stored decompressed layer in ContentCache - available for cluster range reads";
+  const durationMs = lines[2]?.["durationMs"];
+  assert.equal(typeof durationMs, "number");
+  assert.deepEqual(lines, [
+    { level: 30, ...named, bytes, msg: "storing decompressed layer in ContentCache (async)" },
+    { level: 20, ...named, path: file, msg: "store of decompressed layer started" },
+    { level: 30, ...named, bytes, durationMs, stored: true, msg: done },
+  ]);
   stores.add(layer, false);
   await until(() => stores.length === 0);
   assert.equal(counters.alreadyStored, 1);
@@ -99,7 +109,11 @@ test("a store that fails is tried again until it succeeds", async () => {
   assert.equal(counters.storeErrors, 3);
   const failed = lines.filter(({ msg }) => String(msg).startsWith("FAILED"));
   assert.equal(failed.length, 3);
-  assert.ok(failed.every(({ retryMs, error }) => Number(retryMs) > 0 && error === "down"));
+  for (const { level, layer: digest, cacheKey, bytes, durationMs, error, retryMs } of failed) {
+    assert.deepEqual([level, digest, cacheKey], [50, layerDigest, digestKey(layerDigest)]);
+    assert.deepEqual([bytes, typeof durationMs, error], [uncompressedSize, "number", "down"]);
+    assert.ok(Number(retryMs) > 0);
+  }
   await stores.close();
 });
 
