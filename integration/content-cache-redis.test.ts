@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { after, before, describe, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
+import { setImmediate as immediate, setTimeout as sleep } from "node:timers/promises";
 import { inspect } from "node:util";
 import { isClipError } from "../src/base/errors.ts";
 import { bufferSource } from "../src/cache/content/content-source.ts";
@@ -249,7 +249,7 @@ describe("against Redis servers in trouble", () => {
     }
     await assert.rejects(cache.has(key), (error) => isClipError(error, "CACHE_UNAVAILABLE"));
     await start("mortal", [], mortal.port);
-    assert.equal(await cache.read(key, 0, Buffer.alloc(10)), undefined);
+    assert.equal(await cache.read(key, 0, Buffer.alloc(10), { insist: true }), undefined);
     assert.equal(await cache.store(key, bufferSource(bytes)), "stored");
     assert.equal((await readAll(cache, key))?.equals(bytes), true);
     await cache.close();
@@ -293,6 +293,35 @@ describe("against Redis servers in trouble", () => {
     assert.equal(await cache.store(key, bufferSource(bytes)), "stored");
     await cache.close();
   });
+
+  for (const cluster of [false, true]) {
+    const what = cluster ? "a cluster" : "a server";
+    test(`a read does not wait for ${what} that is gone, until it is back`, async () => {
+      let nodes = cluster
+        ? await startRedisCluster(path.join(directory, "gone-cluster"))
+        : [await start("gone-server")];
+      servers.push(...nodes);
+      const addresses = nodes.map(({ port }) => ({ host: "127.0.0.1", port }));
+      const cache = await openRedisCache({ nodes: addresses, cluster, commandTimeoutMs: 60_000 });
+      const read = (options = {}) => cache.read(freshKey(), 0, Buffer.alloc(1), options);
+      assert.equal(await read(), undefined);
+      await Promise.all(nodes.map(({ service }) => service.stop("SIGKILL")));
+      const isGone = (error: unknown) => isClipError(error, "CACHE_UNAVAILABLE");
+      await assert.rejects(read(), isGone);
+      await assert.rejects(read({ insist: true }), isGone, "it waits for one more attempt");
+      const refused = await Promise.race([read().catch((error: unknown) => error), immediate()]);
+      assert.ok(isGone(refused), inspect(refused));
+      nodes = await Promise.all(nodes.map((node) => node.again()));
+      servers.push(...nodes);
+      let answer: unknown = "none";
+      for (let tries = 0; answer !== undefined && tries < 200; tries++) {
+        await sleep(50);
+        answer = await read().catch((error: unknown) => error);
+      }
+      assert.equal(answer, undefined, inspect(answer));
+      await cache.close();
+    });
+  }
 
   test("nobody there is a fault, not a miss", async () => {
     const gone = await start("gone");

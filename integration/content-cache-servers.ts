@@ -14,6 +14,11 @@ export interface TestServer {
   service: Service;
 }
 
+/** A server that can be started again, after its end, as it was. */
+export interface RedisServer extends TestServer {
+  again(): Promise<RedisServer>;
+}
+
 /**
  * Starts versitygw, an S3 server over a directory, with the bucket `clip`. Objects are files below
  * `directory/data/clip`. `bucket.localhost` names work as well as paths.
@@ -52,7 +57,7 @@ export async function startRedis(
   directory: string,
   args: readonly string[] = [],
   port?: number,
-): Promise<TestServer> {
+): Promise<RedisServer> {
   mkdirSync(directory, { recursive: true });
   const chosen = port ?? (await freePort());
   const own = ["--dir", directory, ...args];
@@ -64,15 +69,15 @@ export async function startRedis(
     logFile: path.join(directory, "redis.log"),
     isReady: () => isListening(chosen),
   });
-  return { port: chosen, service };
+  return { port: chosen, service, again: () => startRedis(directory, args, chosen) };
 }
 
 /** Starts a Redis cluster of three nodes without replicas, with all slots served. */
 export async function startRedisCluster(
   directory: string,
   args: readonly string[] = [],
-): Promise<TestServer[]> {
-  const nodes: TestServer[] = [];
+): Promise<RedisServer[]> {
+  const nodes: RedisServer[] = [];
   for (const name of ["a", "b", "c"]) {
     const port = await freePort();
     const clusterArgs = ["--cluster-enabled", "yes", "--cluster-port", `${await freePort()}`];

@@ -104,6 +104,8 @@ class RedisCache implements ContentCache {
   ): Promise<ContentHit | undefined> {
     checkRange(offset, target.length);
     return this.#operations.run(options.signal, async (signal) => {
+      // A reader has other tiers; one that insists has none.
+      if (options.insist !== true) this.#objects.checkReachable(key);
       const known = this.#knownManifests.get(key);
       const found =
         (known !== undefined && (await this.#readKnown(key, known, offset, target, signal))) ||

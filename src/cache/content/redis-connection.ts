@@ -43,19 +43,36 @@ export function connectRedis(ioredis: RedisLibrary, address: RedisAddress): Redi
 
 /** One connection (in a cluster one to each node). Commands on it are answered in order. */
 export class RedisConnection {
-  readonly commands: RedisCommands;
   readonly #client: Redis | Cluster;
+  readonly #waiting = new Set<(fault: unknown) => void>();
   #fault: unknown;
 
   constructor(client: Redis | Cluster) {
     this.#client = client;
-    this.commands = client;
     this.#client.on("error", (error: unknown) => {
       this.#fault = error;
+      // A cluster's client would have them wait until the cluster is back.
+      if (!this.#isReady) for (const fail of this.#waiting) fail(error);
     });
     this.#client.on("ready", () => {
       this.#fault = undefined;
     });
+  }
+
+  /** Sends commands. They wait for a connection until an attempt to get one has failed. */
+  async run<Value>(work: (commands: RedisCommands) => Promise<Value>): Promise<Value> {
+    const failed = Promise.withResolvers<never>();
+    this.#waiting.add(failed.reject);
+    try {
+      return await Promise.race([work(this.#client), failed.promise]);
+    } finally {
+      this.#waiting.delete(failed.reject);
+    }
+  }
+
+  /** Why there is no connection, once an attempt to get one has failed. */
+  get outage(): unknown {
+    return this.#isReady ? undefined : this.#fault;
   }
 
   /** What is wrong with the connection, while something is. */
@@ -66,6 +83,10 @@ export class RedisConnection {
   /** Drops the connection; commands that wait for an answer fail. */
   close(): void {
     this.#client.disconnect();
+  }
+
+  get #isReady(): boolean {
+    return this.#client.status === "ready";
   }
 }
 

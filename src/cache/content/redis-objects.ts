@@ -56,6 +56,15 @@ export class RedisObjects {
     this.#reading = this.#connect();
   }
 
+  /**
+   * Fails while the server is known to be gone, instead of waiting for the next attempt to reach it.
+   * @throws ClipError CACHE_UNAVAILABLE, CACHE_DENIED
+   */
+  checkReachable(key: ContentKey): void {
+    const { outage } = this.#reading;
+    if (outage !== undefined) throw redisError(this.name, `read of ${key}`, outage, outage);
+  }
+
   /** The manifest of an object that is complete. */
   async manifest(key: ContentKey, signal: AbortSignal): Promise<Manifest | undefined> {
     const bytes = await this.#manifestBytes(key, signal);
@@ -238,7 +247,7 @@ export class RedisObjects {
     const name = `content cache ${this.name}: ${what}`;
     return withDeadline(name, this.#commandTimeoutMs, signals, async () => {
       try {
-        return await work(connection.commands);
+        return await connection.run(work);
       } catch (error) {
         throw redisError(this.name, what, error, connection.fault);
       }
