@@ -97,10 +97,15 @@ export async function dropCaches(): Promise<void> {
 
 /** What the daemon says of itself. */
 export async function statusOf(stage: Stage): Promise<NodeStatus> {
+  return JSON.parse(await pageOf(stage, "/status")) as NodeStatus;
+}
+
+/** A page of the daemon: `/status` or `/metrics`. */
+export async function pageOf(stage: Stage, page: string): Promise<string> {
   const socketPath = path.join(stage.clip.state, "metrics.sock");
-  const request = http.get({ socketPath, path: "/status" });
+  const request = http.get({ socketPath, path: page });
   const [response] = (await once(request, "response")) as [http.IncomingMessage];
-  return JSON.parse(await text(response)) as NodeStatus;
+  return text(response);
 }
 
 /** Waits until the daemon's state is as it should be. */
