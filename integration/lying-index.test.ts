@@ -1,46 +1,28 @@
 /** Published indexes that lie in a way that only the diffID finds: whom they mislead, how long. */
 import assert from "node:assert/strict";
-import { randomBytes } from "node:crypto";
 import { readdir, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, afterEach, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-
-import type { Digest } from "../src/base/digest.ts";
-import { buildLayerIndex } from "../src/index/build.ts";
-import { encodeLayerIndex } from "../src/index/format.ts";
-import { publishLayerIndexes } from "../src/index/published.ts";
-import type { LayerTarget } from "../src/layer/target.ts";
-import { RegistryClient } from "../src/registry/client.ts";
 import { silentLog } from "../src/telemetry/log.ts";
 import { run } from "./harness/command.ts";
-import { makeImage, makeLayer, pushImage, type ImageLayer } from "./harness/image.ts";
-import { startRegistry, type TestRegistry } from "./harness/registry.ts";
 import { Sandbox } from "./harness/sandbox.ts";
+import {
+  makeIndexedLayer,
+  rightIndex,
+  sha256,
+  wrongIndex,
+  type IndexedLayer,
+  type IndexParts,
+} from "./indexed-layer.ts";
 import { openNode, type LayerNode, type NodeSettings } from "./layer-node.ts";
 
-const spanBytes = 256 * 1024;
-
 let sandbox: Sandbox;
-let registry: TestRegistry;
-let layer: ImageLayer;
-let large: string;
+let layer: IndexedLayer;
 
 before(async () => {
   sandbox = await Sandbox.create();
-  registry = await startRegistry(sandbox);
-  const source = await sandbox.subdirectory("source");
-  // Half of it compresses, so that spans differ in their length.
-  const bytes = Array.from({ length: 8 }, (_, at) => [
-    randomBytes(512 * 1024),
-    Buffer.alloc(512 * 1024, `text ${at} `),
-  ]).flat();
-  await writeFile(join(source, "large"), Buffer.concat(bytes));
-  await writeFile(join(source, "small"), "small\n");
-  const tarFile = join(await sandbox.subdirectory("image"), "layer.tar");
-  await run("tar", ["-C", source, "--sort=name", "-cf", tarFile, "."]);
-  layer = await makeLayer(tarFile);
-  large = await sha256(join(source, "large"));
+  layer = await makeIndexedLayer(sandbox);
 });
 let undo: (() => Promise<void>)[] = [];
 afterEach(async () => {
@@ -58,10 +40,6 @@ async function startNode(directory: string, settings: NodeSettings): Promise<Lay
   return { ...node, close, die: () => (ended ??= node.die()) };
 }
 
-async function sha256(path: string): Promise<string> {
-  return (await run("sha256sum", [path])).slice(0, 64);
-}
-
 async function until(condition: () => boolean | Promise<boolean>, what: string): Promise<void> {
   for (let tries = 0; !(await condition()); tries++) {
     if (tries === 600) assert.fail(`${what} took too long`);
@@ -69,38 +47,8 @@ async function until(condition: () => boolean | Promise<boolean>, what: string):
   }
 }
 
-/** Pushes the layer under a name with these indexes, the oldest first. */
-async function push(name: string, indexes: readonly ("true" | "lie")[]): Promise<LayerTarget> {
-  const image = makeImage([layer]);
-  await pushImage(image, registry.host, name);
-  const client = new RegistryClient({ dockerConfig: "/nonexistent", log: silentLog });
-  const repository = { host: registry.host, name };
-  for (const kind of indexes) {
-    const { encoded } = kind === "lie" ? { encoded: await lyingIndex() } : await trueIndex();
-    const manifest = await client.manifest(repository, image.digest);
-    const layerDigest = layer.digest as Digest;
-    await publishLayerIndexes(client, repository, manifest, [{ layerDigest, encoded }]);
-    await sleep(5); // The time of creation tells which is newer.
-  }
-  await client.close();
-  return {
-    layerDigest: layer.digest as Digest,
-    diffId: layer.diffId as Digest,
-    compressedSize: layer.size,
-    mediaType: layer.mediaType,
-    manifestDigest: image.digest as Digest,
-    repositories: [repository],
-  };
-}
-
-function trueIndex() {
-  return buildLayerIndex({ path: layer.blobFile }, { spanBytes });
-}
-
-/** An index that has a span show, once more, what the one before it shows. */
-async function lyingIndex(): Promise<Buffer> {
-  const { head, reader } = await trueIndex();
-  const windows = await Promise.all(head.spans.map((_, at) => reader.readWindow(at)));
+/** Has a span show, once more, what the one before it shows. */
+function repeatSpan({ head, entries, windows }: IndexParts): IndexParts {
   const at = head.spans.findIndex(
     ({ length }, span) => span > 0 && length <= (head.spans[span - 1]?.length ?? 0),
   );
@@ -113,10 +61,9 @@ async function lyingIndex(): Promise<Buffer> {
     const uncompressedOffset = span.checkpoint.uncompressedOffset + shift;
     return { ...(index === at ? before : span), checkpoint: { ...checkpoint, uncompressedOffset } };
   });
-  windows[at] = windows[at - 1] ?? Buffer.alloc(0);
   const uncompressedSize = head.uncompressedSize + longer;
-  const entries = await reader.readEntries();
-  return encodeLayerIndex({ head: { ...head, uncompressedSize, spans }, entries, windows });
+  const repeated = windows.with(at, windows[at - 1] ?? Buffer.alloc(0));
+  return { head: { ...head, uncompressedSize, spans }, entries, windows: repeated };
 }
 
 /** Mounts the layer until that is somewhere else than before; where. */
@@ -131,7 +78,7 @@ for (const mode of ["erofs", "fuse"] as const) {
     const settings = { mode, backgroundFillDelayMs: 100, log: silentLog };
 
     test("is found out; the number of the layer goes on to lead to it, old mounts fail", async () => {
-      const target = await push(`lie-${mode}`, ["lie"]);
+      const target = await layer.push(`lie-${mode}`, [await wrongIndex(layer, repeatSpan)]);
       const directory = await sandbox.subdirectory(`lie-${mode}`);
       const first = await startNode(directory, settings);
       const number = await first.layers.ensure(target);
@@ -144,7 +91,7 @@ for (const mode of ["erofs", "fuse"] as const) {
       reader.catch(() => {});
       undo.push(() => writeFile(join(directory, "go"), ""));
       const anew = await mountAnew(first, number, path);
-      assert.equal(await sha256(join(anew, "large")), large);
+      assert.equal(await sha256(join(anew, "large")), layer.large);
       await writeFile(join(directory, "go"), "");
       await assert.rejects(reader);
       assert.equal(first.layers.counters.mismatches, 1);
@@ -157,9 +104,12 @@ for (const mode of ["erofs", "fuse"] as const) {
 
       await first.die();
       const second = await startNode(directory, settings);
-      registry.reset();
-      assert.equal(await sha256(join((await second.layers.mount(number)).path, "large")), large);
-      assert.equal(registry.blobBytes(), 0);
+      layer.registry.reset();
+      assert.equal(
+        await sha256(join((await second.layers.mount(number)).path, "large")),
+        layer.large,
+      );
+      assert.equal(layer.registry.blobBytes(), 0);
       // Lose all that was made after the index had lied, besides that it has.
       await second.layers.releaseUnused([number]);
       assert.equal(await second.layers.ensure(target), other, "its former number is in use");
@@ -172,18 +122,20 @@ for (const mode of ["erofs", "fuse"] as const) {
       const again = await second.layers.ensure(target);
       assert.equal(second.layers.counters.wholePulls, 1, "it is not believed again");
       const { path: last } = await second.layers.mount(again);
-      assert.equal(await sha256(join(last, "large")), large);
+      assert.equal(await sha256(join(last, "large")), layer.large);
       assert.equal(second.layers.counters.mismatches, 0);
       await second.close();
     });
 
     test("gives way to an older one that does not", async () => {
-      const target = await push(`older-${mode}`, ["true", "lie"]);
+      const { encoded } = await rightIndex(layer);
+      const lie = await wrongIndex(layer, repeatSpan);
+      const target = await layer.push(`older-${mode}`, [encoded, lie]);
       const node = await startNode(await sandbox.subdirectory(`older-${mode}`), settings);
       const number = await node.layers.ensure(target);
       const { path } = await node.layers.mount(number);
       const anew = await mountAnew(node, number, path);
-      assert.equal(await sha256(join(anew, "large")), large);
+      assert.equal(await sha256(join(anew, "large")), layer.large);
       await until(() => node.layers.counters.completed === 1, "the fill");
       assert.equal(node.layers.counters.wholePulls, 0);
       await node.close();

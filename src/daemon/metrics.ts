@@ -208,8 +208,14 @@ function addLayerMetrics(page: MetricsPage<NodeState>): void {
   );
   page.counter(
     "clip_layer_mismatches_total",
-    "Layers on disk that did not match.",
+    "Layers on disk that did not match, and indexes that lied.",
     (at) => at.counters.mismatches,
+  );
+  page.counter(
+    "clip_layer_recoveries_total",
+    "Layers with a wrong index that were pulled whole, by outcome.",
+    ({ counters: { recoveries, recoveryErrors } }) =>
+      byLabel("outcome", { recovered: recoveries, failed: recoveryErrors }),
   );
   page.counter(
     "clip_unreadable_spans_total",

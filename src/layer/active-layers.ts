@@ -1,6 +1,6 @@
 /** The layers that the FUSE session serves. */
 import { constants } from "node:os";
-import type { Semaphore } from "../base/concurrency.ts";
+import { abortable, type Semaphore } from "../base/concurrency.ts";
 import type { Digest } from "../base/digest.ts";
 import { ClipError, describeError } from "../base/errors.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
@@ -46,8 +46,15 @@ export interface ActiveLayersOptions {
   /** Absent: layers are not shared. */
   cluster?: ClusterTier;
   log: Log;
+  /** The metadata image of a layer if the session is to show its tree. */
+  loadImage: (record: LayerRecord) => Promise<SharedArrayBuffer | undefined>;
   /** Serves a layer span by span that was added as complete. */
   reopen: (record: LayerRecord) => Promise<LayerBlob>;
+  /**
+   * A read has failed, maybe since the layer index is wrong. Resolves with what serves the layer
+   * instead, once that is so; undefined when the failure stands. Never fails.
+   */
+  recover: (record: LayerRecord, blob: LayerBlob, error: unknown) => Promise<LayerBlob | undefined>;
   /** Spans of a layer that were on disk are not any more. */
   onLost: (blob: LayerBlob) => void;
   /** Opens the index of another blob of a layer, which is closed here; undefined: there is none. */
@@ -63,7 +70,7 @@ interface ActiveLayer {
   record: LayerRecord;
   /** Absent when the layer was complete from the beginning. */
   blob?: LayerBlob;
-  index?: LayerIndexReader;
+  index?: LayerIndexReader | undefined;
   /** Sources of the blob that have something open. */
   sources: readonly { close(): Promise<void> }[];
 }
@@ -92,19 +99,21 @@ export class ActiveLayers {
     return this.#active.get(number)?.blob;
   }
 
+  /** The index that a layer is served with. */
+  index(number: number): LayerIndexReader | undefined {
+    return this.#active.get(number)?.index;
+  }
+
   /**
-   * Serves a layer whose spans come when they are read, also in place of one that was complete. Takes
-   * over `index`, also when it fails.
+   * Serves a layer whose spans come when they are read, also in place of one that was complete or is
+   * suspended. Takes over `index`, also when it fails.
    */
-  async addPartial(
-    record: LayerRecord,
-    index: LayerIndexReader,
-    image: SharedArrayBuffer | undefined,
-  ): Promise<LayerBlob> {
+  async addPartial(record: LayerRecord, index: LayerIndexReader): Promise<LayerBlob> {
     const { cache, session, budget, activity, counters, log } = this.#options;
     const { head } = index;
     let file: LayerFile | undefined;
     try {
+      const image = await this.#options.loadImage(record);
       file = await cache.openLayer(record.layerDigest, spanTableOf(head));
       const shared = this.#options.cluster?.source(head);
       const places = this.#placesOf(record, head);
@@ -142,7 +151,8 @@ export class ActiveLayers {
   }
 
   /** Serves a layer that is complete on disk, at `dataPath`. */
-  addComplete(record: LayerRecord, dataPath: string, image: SharedArrayBuffer | undefined): void {
+  async addComplete(record: LayerRecord, dataPath: string): Promise<void> {
+    const image = await this.#options.loadImage(record);
     const boundaries = record.size === 0 ? [0] : [0, record.size];
     const spanStarts = new Float64Array(new SharedArrayBuffer(boundaries.length * 8));
     spanStarts.set(boundaries);
@@ -170,13 +180,14 @@ export class ActiveLayers {
     // Of a layer that is complete only what the disk does not give gets here.
     const opened = blob === undefined ? this.#options.reopen(record) : Promise.resolve(blob);
     opened
-      .then((it) => it.read(offset, length, signal))
+      .then((it) => this.#read(record, it, request))
       .then(
         (pieces) => request.reply(pieces),
         (error: unknown) => {
           // Nobody reads an answer any more if the reader gave up; nothing else is an interruption.
           request.fail(errno.EIO);
           if (signal.aborted) return;
+          this.#options.counters.readErrors++;
           const { layerDigest } = record;
           const fields = { layer: layerDigest, number: layer, offset, length };
           const failure = { ...fields, error: describeError(error) };
@@ -199,6 +210,20 @@ export class ActiveLayers {
     return undefined;
   }
 
+  /**
+   * Ends what is done for a layer and closes its file. The session goes on with what it has: the
+   * layer is to be added again, or removed, soon.
+   * @returns its index, which the caller closes
+   */
+  async suspend(number: number): Promise<LayerIndexReader | undefined> {
+    const active = this.#active.get(number);
+    if (active === undefined) return undefined;
+    const { record, blob, index } = active;
+    await this.#close({ ...active, index: undefined });
+    this.#active.set(number, { record, ...(blob && { blob }), sources: [] });
+    return index;
+  }
+
   /** Stops to serve a layer. */
   async remove(number: number): Promise<void> {
     const active = this.#active.get(number);
@@ -213,6 +238,21 @@ export class ActiveLayers {
     const all = [...this.#active.values()];
     this.#active.clear();
     await Promise.all(all.map((active) => this.#close(active)));
+  }
+
+  async #read(
+    record: LayerRecord,
+    blob: LayerBlob,
+    { offset, length, signal }: FuseReadRequest,
+  ): Promise<Buffer[]> {
+    try {
+      return await blob.read(offset, length, signal);
+    } catch (error) {
+      if (signal.aborted) throw error;
+      const instead = await abortable(this.#options.recover(record, blob, error), signal);
+      if (instead === undefined) throw error;
+      return instead.read(offset, length, signal);
+    }
   }
 
   async #close({ record, blob, index, sources }: ActiveLayer): Promise<void> {

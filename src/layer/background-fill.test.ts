@@ -45,7 +45,7 @@ async function setUp(layer: FakeLayer, { bytesPerSecond }: { bytesPerSecond?: nu
     log: silentLog,
     verify: async ({ file }) => {
       const digest = digestOf((await file.read(0, file.size)) ?? assert.fail());
-      return { digest, imageReplaced: false };
+      return { digest, image: "right" };
     },
     onMismatch: (wrong) => mismatched.push(wrong),
   });

@@ -31,7 +31,12 @@ export interface BackgroundFillOptions {
   verify: (blob: LayerBlob, signal: AbortSignal) => Promise<Verification>;
   /** The whole has matched, and that has been recorded. */
   onComplete?: (blob: LayerBlob) => void;
-  /** Every span matched the layer index, but the whole did not match the diffID. */
+  /** The rest of a layer could not be had; it is tried again some time. */
+  onFailure?: (blob: LayerBlob, error: unknown) => void;
+  /**
+   * The layer index lied: every span matched it, but the whole did not match the diffID, or holds
+   * other files.
+   */
   onMismatch: (blob: LayerBlob) => void;
 }
 
@@ -109,7 +114,10 @@ export class BackgroundFill {
     const { log } = this.#options;
     const layer = blob.head.layerDigest;
     try {
-      const done = await this.#fetchRest(blob, signal);
+      const done = await this.#fetchRest(blob, signal).catch((error: unknown) => {
+        if (!signal.aborted) this.#options.onFailure?.(blob, error);
+        throw error;
+      });
       if (!done || !(await this.#check(blob, signal))) {
         log.debug({ layer, retryMs: noRoomMs }, "there is no room to fill a layer");
         this.#enqueue(blob, noRoomMs, backoffMs);
@@ -173,11 +181,15 @@ export class BackgroundFill {
     const { file, head } = blob;
     const layer = head.layerDigest;
     await file.flush();
-    const { digest: found, imageReplaced } = await verify(blob, signal);
+    const { digest: found, image } = await verify(blob, signal);
     if (found === head.diffId) {
-      if (imageReplaced) {
-        log.error({ layer }, "the files of the layer were not what its index says; corrected");
+      if (image === "lie") {
+        counters.mismatches++;
+        log.error({ layer }, "the files of the layer are not what its index says");
+        onMismatch(blob);
+        return;
       }
+      if (image === "made") log.error({ layer }, "the metadata of the layer was damaged on disk");
       await file.markComplete();
       counters.completed++;
       log.info({ layer, bytes: file.size }, "the layer is complete");

@@ -50,6 +50,9 @@ export interface LayerCounters {
   wholePulls: number;
   wholePullBytes: number;
   wholePullErrors: number;
+  /** Layers with a wrong index that were had anew and go on, and attempts at that which failed. */
+  recoveries: number;
+  recoveryErrors: number;
   /** Layers that were filled to the end, and found to be right or wrong. */
   completed: number;
   mismatches: number;
@@ -79,6 +82,8 @@ export function newLayerCounters(): LayerCounters {
     wholePulls: 0,
     wholePullBytes: 0,
     wholePullErrors: 0,
+    recoveries: 0,
+    recoveryErrors: 0,
     completed: 0,
     mismatches: 0,
     sources: new Map(),

@@ -118,11 +118,10 @@ void test("wrong bytes are never seen: the next source is asked", async () => {
 
 void test("a source that was wrong is asked once more, then the read fails, then it may recover", async () => {
   const layer = fakeLayer(4, 1000);
-  const { blob, source, counters, close } = await openBlob(layer);
+  const { blob, source, close } = await openBlob(layer);
   source.damageSpan = 1;
   await assert.rejects(blob.read(1000, 10), { code: "CORRUPT_LAYER" });
   assert.equal(source.requests.length, 2);
-  assert.equal(counters.readErrors, 1);
   source.damageSpan = undefined;
   assert.deepEqual(joined(await blob.read(1000, 10)), layer.bytes.subarray(1000, 1010));
   await close();
@@ -242,7 +241,6 @@ void test("a file that was cut short costs readers nothing, however many there a
     assert.deepEqual(joined(results[at] ?? []), layer.bytes.subarray(offset, offset + length));
   }
   assert.ok(counters.unreadableSpans >= 15);
-  assert.equal(counters.readErrors, 0);
   await close();
 });
 

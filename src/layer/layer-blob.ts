@@ -34,7 +34,8 @@ export class LayerBlob {
   readonly #options: LayerBlobOptions;
   readonly #fetcher: SpanFetcher;
   readonly #readAhead = new ReadAhead();
-  #condemned: ClipError | undefined;
+  /** Why every read fails from now on. */
+  #failure: ClipError | undefined;
 
   constructor(options: LayerBlobOptions) {
     this.head = options.head;
@@ -58,9 +59,6 @@ export class LayerBlob {
       const pieces = await this.#readRange(offset, end, signal);
       counters.readBytes += end - offset;
       return pieces;
-    } catch (error) {
-      if (!isClipError(error, "ABORTED")) counters.readErrors++;
-      throw error;
     } finally {
       counters.readLatencies.add(performance.now() - startedAt);
       leave();
@@ -119,11 +117,12 @@ export class LayerBlob {
 
   /** From now on every read fails: the layer is not what its diffID says. */
   condemn(reason: ClipError): void {
-    this.#condemned = reason;
+    this.#failure = reason;
   }
 
   /** Gives up what is being fetched. The file stays open: it belongs to the disk cache. */
   async close(): Promise<void> {
+    this.#failure ??= new ClipError("CLOSED", "the layer is closed");
     await this.#fetcher.close();
   }
 
@@ -183,10 +182,11 @@ export class LayerBlob {
     const spanStart = this.file.spanStarts[span] ?? 0;
     // A span can go between the look and the read: it failed, was given up, or was dropped.
     for (let attempt = 1; ; attempt++) {
-      if (this.#condemned !== undefined) throw this.#condemned;
+      this.#throwIfFailed();
       if (this.file.has(span)) {
         const bytes = await this.file.read(from, until - from);
         if (bytes !== undefined) return bytes;
+        this.#throwIfFailed();
         await this.#giveUp(span);
       }
       this.#fetcher.start(span, span);
@@ -200,6 +200,10 @@ export class LayerBlob {
         if (mine || attempt === attemptsMax) throw error;
       }
     }
+  }
+
+  #throwIfFailed(): void {
+    if (this.#failure !== undefined) throw this.#failure;
   }
 
   async #giveUp(span: number): Promise<void> {

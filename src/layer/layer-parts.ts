@@ -6,9 +6,9 @@ import type { Digest } from "../base/digest.ts";
 import { ClipError, isClipError } from "../base/errors.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
 import type { LayerIndexReader } from "../index/reader.ts";
-import type { LayerPreparer } from "./layer-preparer.ts";
+import type { LayerPreparer, OnPulled } from "./layer-preparer.ts";
 import type { MetaImages } from "./meta-images.ts";
-import type { LayerRecord, LayerRecords } from "./records.ts";
+import type { BlobRecord, LayerRecord, LayerRecords } from "./records.ts";
 import type { LayerTarget } from "./target.ts";
 import type { TrustedIndexes } from "./trusted-indexes.ts";
 
@@ -37,10 +37,14 @@ export class LayerParts {
   }
 
   /** As {@link LayerPreparer.prepare}; what there is of another blob of the layer goes. */
-  async prepare(target: LayerTarget, signal: AbortSignal): Promise<LayerRecord> {
+  async prepare(
+    target: LayerTarget,
+    signal: AbortSignal,
+    onPulled?: OnPulled,
+  ): Promise<LayerRecord> {
     const { preparer, records } = this.#options;
     const before = records.byDiffId(target.diffId);
-    const { record, index } = await preparer.prepare(target, signal);
+    const { record, index } = await preparer.prepare(target, signal, onPulled);
     await this.#freshIndexes.get(record.number)?.close();
     this.#freshIndexes.set(record.number, index);
     if (before !== undefined && before.layerDigest !== record.layerDigest) {
@@ -50,20 +54,27 @@ export class LayerParts {
   }
 
   /**
-   * Makes a layer ready that has no record any more, from whatever blob of it is known.
-   * @throws what {@link prepare} throws for the last of them
+   * Makes a layer ready of which everything or something has been lost, from whatever blob of it is
+   * known: the one that it is made of before the others.
+   * @param onPulled as for {@link LayerPreparer.prepare}
+   * @throws what {@link prepare} throws for the first of them
    */
-  async prepareKnown(diffId: Digest): Promise<LayerRecord> {
-    let failure: unknown = new ClipError("REGISTRY_NOT_FOUND", `no blob of ${diffId} is known`);
-    for (const blob of this.#options.records.blobs(diffId)) {
+  async prepareAnew(diffId: Digest, onPulled?: OnPulled): Promise<LayerRecord> {
+    const { records } = this.#options;
+    const own = records.byDiffId(diffId)?.layerDigest;
+    const isOther = ({ layerDigest }: BlobRecord) => (layerDigest === own ? 0 : 1);
+    const blobs = records.blobs(diffId).sort((a, b) => isOther(a) - isOther(b));
+    const signal = AbortSignal.any([this.#stopping.signal, AbortSignal.timeout(recoveryMs)]);
+    let failure: unknown;
+    for (const blob of blobs) {
       try {
-        return await this.prepare({ ...blob, diffId }, this.#recoverySignal());
+        return await this.prepare({ ...blob, diffId }, signal, onPulled);
       } catch (error) {
-        if (!isClipError(error)) throw error;
-        failure = error;
+        if (!isClipError(error) || signal.aborted) throw error;
+        failure ??= error;
       }
     }
-    throw failure;
+    throw failure ?? new ClipError("REGISTRY_NOT_FOUND", `no blob of ${diffId} is known`);
   }
 
   /** Deletes what is on disk of a blob, besides its index, unless a layer is made of it. */
@@ -86,42 +97,53 @@ export class LayerParts {
     return index !== undefined;
   }
 
-  /** Makes sure that the metadata image is there: it may have been made by another version. */
-  async ensureImage(record: LayerRecord): Promise<void> {
+  /**
+   * Makes sure that the metadata image is there: it may have been made by another version.
+   * @returns the layer, which may be made of another blob now
+   */
+  async ensureImage(record: LayerRecord): Promise<LayerRecord> {
     const { metaImages } = this.#options;
     const { layerDigest } = record;
-    if (await metaImages.has(layerDigest)) return;
+    if (await metaImages.has(layerDigest)) return record;
     const index = await this.#options.indexes.open(layerDigest);
-    if (index === undefined) {
-      await this.#prepareAgain(record);
-      return;
-    }
+    if (index === undefined) return this.prepareAnew(record.diffId);
     try {
       await metaImages.make(index);
+      return record;
     } finally {
       await index.close();
     }
   }
 
-  /** The index of a layer; made anew if it has gone, undefined if the layer is complete then. */
-  async takeIndex(record: LayerRecord): Promise<LayerIndexReader | undefined> {
-    const { number, layerDigest, size } = record;
-    const kept = this.#freshIndexes.get(number) ?? (await this.#options.indexes.open(layerDigest));
-    if (kept === undefined) await this.#prepareAgain(record);
-    const index = kept ?? this.#freshIndexes.get(number);
-    this.#freshIndexes.delete(number);
-    if (kept !== undefined) return index;
-    const complete = await this.#options.cache.completePath(layerDigest, size);
-    if (complete === undefined) return index;
+  /**
+   * The index of a layer; made anew if it has gone, undefined if the layer is complete then. The
+   * layer may be made of another blob then.
+   */
+  async takeIndex(
+    known: LayerRecord,
+  ): Promise<{ record: LayerRecord; index: LayerIndexReader | undefined }> {
+    const kept = await this.takeKeptIndex(known);
+    if (kept !== undefined) return { record: known, index: kept };
+    const record = await this.prepareAnew(known.diffId);
+    const index = this.takeFreshIndex(record);
+    const { layerDigest, size } = record;
+    if ((await this.#options.cache.completePath(layerDigest, size)) === undefined) {
+      return { record, index };
+    }
     await index?.close();
-    return undefined;
+    return { record, index: undefined };
+  }
+
+  /** The index of a layer that has just been made ready. */
+  takeFreshIndex({ number }: LayerRecord): LayerIndexReader | undefined {
+    const index = this.#freshIndexes.get(number);
+    this.#freshIndexes.delete(number);
+    return index;
   }
 
   /** The index of a layer if it is kept here. */
-  async takeKeptIndex({ number, layerDigest }: LayerRecord): Promise<LayerIndexReader | undefined> {
-    const kept = this.#freshIndexes.get(number) ?? (await this.#options.indexes.open(layerDigest));
-    this.#freshIndexes.delete(number);
-    return kept;
+  async takeKeptIndex(record: LayerRecord): Promise<LayerIndexReader | undefined> {
+    return this.takeFreshIndex(record) ?? this.#options.indexes.open(record.layerDigest);
   }
 
   /** An index of another blob with the same contents, kept here or published; the caller closes it. */
@@ -151,14 +173,6 @@ export class LayerParts {
 
   async close(): Promise<void> {
     for (const number of [...this.#freshIndexes.keys()]) await this.forget(number);
-  }
-
-  async #prepareAgain(record: LayerRecord): Promise<void> {
-    await this.prepare(this.#targetOf(record, record.layerDigest), this.#recoverySignal());
-  }
-
-  #recoverySignal(): AbortSignal {
-    return AbortSignal.any([this.#stopping.signal, AbortSignal.timeout(recoveryMs)]);
   }
 
   #targetOf(record: LayerRecord, layerDigest: Digest): LayerTarget {

@@ -1,7 +1,7 @@
 /** Makes a layer ready: finds its index, or pulls it whole and indexes it in passing. */
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Semaphore } from "../base/concurrency.ts";
-import { ClipError, describeError } from "../base/errors.ts";
+import { ClipError, describeError, isClipError } from "../base/errors.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
 import { buildLayerIndex } from "../index/build.ts";
 import { isGzipLayer } from "../index/create.ts";
@@ -51,6 +51,17 @@ export interface LayerPreparerOptions {
   pullConnections: number;
 }
 
+/** A layer that has been pulled whole and has matched its digests. */
+export interface PulledLayer {
+  /** Its index, made from it. */
+  reader: LayerIndexReader;
+  /** The file with its uncompressed bytes. */
+  path: string;
+}
+
+/** What is done with a layer after it was pulled whole, before it takes the place of what is there. */
+export type OnPulled = (pulled: PulledLayer, signal: AbortSignal) => Promise<void>;
+
 /** A layer that can be mounted. */
 export interface PreparedLayer {
   record: LayerRecord;
@@ -67,31 +78,39 @@ export class LayerPreparer {
 
   /**
    * Makes a layer ready and records it. A layer that is known keeps its number.
+   * @param onPulled if it is given the layer is pulled whole, whatever index there is
    * @returns the layer, and its index, which the caller closes
    * @throws ClipError LAYER_UNSUPPORTED, REGISTRY_*, CORRUPT_*, LIMIT_EXCEEDED, DISK_FULL, ABORTED
    */
-  async prepare(target: LayerTarget, signal: AbortSignal): Promise<PreparedLayer> {
+  async prepare(
+    target: LayerTarget,
+    signal: AbortSignal,
+    onPulled?: OnPulled,
+  ): Promise<PreparedLayer> {
     if (!isGzipLayer(target.mediaType)) {
       throw new ClipError("LAYER_UNSUPPORTED", `layers of type ${target.mediaType} are not served`);
     }
-    const { records, metaImages, log } = this.#options;
-    const { layerDigest, diffId } = target;
+    const { indexes, cluster, log } = this.#options;
     const startedAt = performance.now();
-    const { reader, origin, ranges } = await this.#index(target, signal);
-    try {
-      const size = reader.head.uncompressedSize;
-      const { impliedDirectories, ...made } = await metaImages.make(reader, signal);
-      const layer = { diffId, layerDigest, size, ranges, ...made };
-      const number = records.put(target, layer, splitPaths(impliedDirectories));
-      const durationMs = Math.round(performance.now() - startedAt);
-      log.info(
-        { layer: layerDigest, number, origin, bytes: size, durationMs },
-        "the layer is ready",
-      );
-      return { record: { number, ...layer }, index: reader };
-    } catch (error) {
-      await reader.close();
-      throw error;
+    for (;;) {
+      const found = await (onPulled === undefined
+        ? this.#index(target, signal)
+        : this.#pulled(target, onPulled, signal));
+      const { reader, origin } = found;
+      try {
+        const record = await this.#record(target, found, signal);
+        const { number, layerDigest: layer, size: bytes } = record;
+        const durationMs = Math.round(performance.now() - startedAt);
+        log.info({ layer, number, origin, bytes, durationMs }, "the layer is ready");
+        return { record, index: reader };
+      } catch (error) {
+        await reader.close();
+        if (!mayBeLie(error, origin)) throw error;
+        const fields = { layer: target.layerDigest, origin, error: describeError(error) };
+        log.error(fields, "the file table of a layer index is of no use; the index is not used");
+        await indexes.distrust(reader);
+        if (isShared(origin)) await cluster?.distrust(reader.head);
+      }
     }
   }
 
@@ -107,6 +126,19 @@ export class LayerPreparer {
   ): Promise<LayerIndexReader | undefined> {
     const { reader } = await this.#publishedIndex(target, repositories, signal);
     return reader;
+  }
+
+  /** Makes the metadata image of a layer and records the layer. */
+  async #record(
+    target: LayerTarget,
+    { reader, ranges }: FoundIndex,
+    signal: AbortSignal,
+  ): Promise<LayerRecord> {
+    const { records, metaImages } = this.#options;
+    const { layerDigest, diffId } = target;
+    const { impliedDirectories, ...made } = await metaImages.make(reader, signal);
+    const layer = { diffId, layerDigest, size: reader.head.uncompressedSize, ranges, ...made };
+    return { number: records.put(target, layer, splitPaths(impliedDirectories)), ...layer };
   }
 
   async #publishedIndex(
@@ -127,7 +159,7 @@ export class LayerPreparer {
     return { reader: undefined, ranges: answered ?? true };
   }
 
-  async #index(target: LayerTarget, signal: AbortSignal) {
+  async #index(target: LayerTarget, signal: AbortSignal): Promise<FoundIndex> {
     const local = await this.#options.indexes.openFor(target);
     if (local !== undefined) {
       const ranges = this.#options.records.byDiffId(target.diffId)?.ranges ?? true;
@@ -154,11 +186,16 @@ export class LayerPreparer {
       if (found !== undefined) return { reader: found, origin: "shared index", ranges: true };
     }
     const { repositories, ranges } = await inRegistry;
-    const done = this.#options.activity.enter();
-    const pull = () => this.#pull(target, repositories, signal);
-    const pulling = this.#options.pulls.run(pull, signal);
-    const reader = await pulling.finally(done);
-    return { reader, origin: "whole pull", ranges };
+    const reader = await this.#pull(target, repositories, signal);
+    return { reader, origin: wholePull, ranges };
+  }
+
+  async #pulled(target: LayerTarget, onPulled: OnPulled, signal: AbortSignal): Promise<FoundIndex> {
+    const { registry, records, log } = this.#options;
+    const ranges = records.byDiffId(target.diffId)?.ranges ?? true;
+    const repositories = await repositoriesWithBlob(registry, target, signal, log);
+    const reader = await this.#pull(target, repositories, signal, onPulled);
+    return { reader, origin: wholePull, ranges };
   }
 
   /** The published index, if there is one, and where the layer can be pulled from. */
@@ -218,13 +255,26 @@ export class LayerPreparer {
     target: LayerTarget,
     repositories: readonly Repository[],
     signal: AbortSignal,
+    onPulled?: OnPulled,
+  ): Promise<LayerIndexReader> {
+    const { activity, pulls } = this.#options;
+    const done = activity.enter();
+    const pull = () => this.#pullFromAny(target, repositories, signal, onPulled);
+    return pulls.run(pull, signal).finally(done);
+  }
+
+  async #pullFromAny(
+    target: LayerTarget,
+    repositories: readonly Repository[],
+    signal: AbortSignal,
+    onPulled: OnPulled | undefined,
   ): Promise<LayerIndexReader> {
     const { log } = this.#options;
     let failure: unknown;
     for (const repository of repositories) {
       signal.throwIfAborted();
       try {
-        return await this.#pullFrom(target, repository, signal);
+        return await this.#pullFrom(target, repository, signal, onPulled);
       } catch (error) {
         if (signal.aborted || !isRegistryFailure(error)) throw error;
         failure = error;
@@ -241,6 +291,7 @@ export class LayerPreparer {
     target: LayerTarget,
     repository: Repository,
     signal: AbortSignal,
+    onPulled: OnPulled | undefined,
   ): Promise<LayerIndexReader> {
     const { registry, cache, indexes, counters, log, spanBytes, pullConnections } = this.#options;
     const { layerDigest, diffId, compressedSize } = target;
@@ -258,6 +309,7 @@ export class LayerPreparer {
       const outputPath = pull.path;
       const options = { spanBytes, layerDigest, diffId, outputPath, signal: bounded };
       const { head, encoded, reader } = await buildLayerIndex(compressed, options);
+      await onPulled?.({ reader, path: outputPath }, bounded);
       await indexes.put(reader, encoded);
       await cache.adoptComplete(layerDigest, spanTableOf(head));
       counters.wholePulls++;
@@ -277,6 +329,32 @@ export class LayerPreparer {
       await pull.end();
     }
   }
+}
+
+/** Where an index came from, for the log. */
+type Origin =
+  "local index" | "signed index" | "shared index" | "published index" | typeof wholePull;
+
+const wholePull = "whole pull";
+
+/** An index that a layer can be served with. */
+interface FoundIndex {
+  reader: LayerIndexReader;
+  origin: Origin;
+  /** The registry gives parts of the layer. */
+  ranges: boolean;
+}
+
+/** Whether the index is to blame for a layer of which no metadata image can be made. */
+function mayBeLie(error: unknown, origin: Origin): boolean {
+  if (origin === wholePull) return false;
+  if (isClipError(error, "CORRUPT_INDEX")) return true;
+  // One that is kept here may have been made here: then it is the layer that is of no use.
+  return isClipError(error, "CORRUPT_TAR") && origin !== "local index";
+}
+
+function isShared(origin: Origin): boolean {
+  return origin === "shared index" || origin === "signed index";
 }
 
 /** What `promise` gives within so many milliseconds; undefined when it takes longer. */

@@ -6,7 +6,7 @@ import { ClipError, describeError } from "../base/errors.ts";
 import { DiskCache } from "../cache/disk-cache.ts";
 import type { DiskCacheState } from "../cache/evictor.ts";
 import { ErofsReader } from "../erofs/reader.ts";
-import { blobName, treeName, type FuseReadRequest } from "../fuse/session.ts";
+import type { FuseReadRequest } from "../fuse/session.ts";
 import type { Log } from "../telemetry/log.ts";
 import { ActiveLayers } from "./active-layers.ts";
 import { BackgroundFill } from "./background-fill.ts";
@@ -20,10 +20,11 @@ import { DemandActivity } from "./demand-activity.ts";
 import { differingDirectory } from "./implied-directories.ts";
 import { IndexLookup } from "./index-lookup.ts";
 import { KeyedQueue } from "../base/keyed-queue.ts";
-import type { LayerBlob } from "./layer-blob.ts";
+import { LayerMounting } from "./layer-mounting.ts";
 import { LayerMounts } from "./layer-mounts.ts";
 import { LayerParts } from "./layer-parts.ts";
 import { LayerPreparer } from "./layer-preparer.ts";
+import { LayerRecovery } from "./layer-recovery.ts";
 import { layerStatus, type LayerQueues, type LayerStatus } from "./layer-status.ts";
 import type { LayersOptions, MountedLayer, RootAttributes } from "./layers-options.ts";
 import { MetaImages } from "./meta-images.ts";
@@ -42,7 +43,6 @@ export class Layers {
   readonly counters: LayerCounters = newLayerCounters();
   /** How layers are mounted. */
   readonly mode: MountMode;
-  readonly #options: LayersOptions;
   readonly #log: Log;
   readonly #records: LayerRecords;
   readonly #cache: DiskCache;
@@ -55,6 +55,8 @@ export class Layers {
   readonly #active: ActiveLayers;
   readonly #fill: BackgroundFill | undefined;
   readonly #upkeep: CacheUpkeep;
+  readonly #mounting: LayerMounting;
+  readonly #recovery: LayerRecovery;
   readonly #cluster: ClusterTier | undefined;
   readonly #ensuring = new SharedWork<number>();
   /** Preparing, mounting and releasing of one layer exclude each other; by diffID. */
@@ -65,7 +67,6 @@ export class Layers {
 
   private constructor(options: LayersOptions, cache: DiskCache) {
     const { root, session, registry, indexes, findIndexes, fuseMountpoint, log } = options;
-    this.#options = options;
     this.mode = options.mode;
     this.#log = log;
     this.#cache = cache;
@@ -119,11 +120,14 @@ export class Layers {
       ...{ session, registry, cache, records, activity, counters, log },
       ...{ budget: this.#budget, pulls: this.#pulls },
       openAlternate: (record, digest, signal) => this.#parts.openAlternate(record, digest, signal),
+      loadImage: async ({ layerDigest }) =>
+        this.mode === "fuse" ? this.#metaImages.load(layerDigest) : undefined,
       reopen: (record) => this.#upkeep.reopen(record),
+      recover: (record, blob, error) => this.#recovery.recover(record, blob, error),
       onLost: (blob) => this.#fill?.schedule(blob),
     });
     this.#upkeep = new CacheUpkeep({
-      ...{ mode: this.mode, fuseMountpoint, records, cache, indexes, activity, counters, log },
+      ...{ fuseMountpoint, records, cache, indexes: trusted, activity, counters, log },
       ...{ metaImages: this.#metaImages, mounts: this.#mounts, parts: this.#parts },
       ...{ active: this.#active, queue: this.#queue, fill: (blob) => this.#fill?.schedule(blob) },
       keepRuntimeDirectories: options.keepRuntimeDirectories ?? false,
@@ -150,11 +154,19 @@ export class Layers {
               this.#upkeep.verifyWhole({ ...head, size }, path, signal),
             onComplete: ({ head: { layerDigest, diffId, uncompressedSize: size } }) =>
               this.#cluster?.share({ layerDigest, diffId, size }),
-            onMismatch: (blob) =>
-              void this.#condemn(blob).catch((error: unknown) => {
-                log.error({ error: describeError(error) }, "a wrong layer could not be let go");
-              }),
+            onFailure: (blob, error) => void this.#recovery.recoverBlob(blob, error),
+            onMismatch: (blob) => void this.#recovery.condemn(blob),
           });
+    const parts = { cache, parts: this.#parts, active: this.#active, mounts: this.#mounts };
+    const fill = this.#fill;
+    this.#mounting = new LayerMounting({
+      ...{ ...parts, mode: this.mode, fuseMountpoint, metaImages: this.#metaImages, fill },
+    });
+    this.#recovery = new LayerRecovery({
+      ...{ ...cluster, ...parts, records, indexes: trusted, mounting: this.#mounting, fill },
+      ...{ queue: this.#queue, counters, log },
+      verify: (record, path, signal) => this.#upkeep.verifyWhole(record, path, signal),
+    });
   }
 
   /**
@@ -222,8 +234,7 @@ export class Layers {
     return this.#withLayer(number, async (record) => {
       this.#cache.noteUse(record.layerDigest);
       const release = this.#cache.hold(record.layerDigest);
-      const mounting = this.mode === "fuse" ? this.#mountTree(record) : this.#mount(record);
-      const path = await mounting.finally(release);
+      const path = await this.#mounting.mount(record).finally(release);
       return { path, opaqueRoot: record.opaqueRoot };
     });
   }
@@ -317,7 +328,10 @@ export class Layers {
       await this.#queue.run(diffId, async () => {
         if ((this.#wantedAt.get(number) ?? 0) > askedAt) return;
         const former = this.#records.formerNumbers(diffId);
-        if (former.includes(number)) this.#records.forgetFormerNumber(number);
+        if (former.includes(number)) {
+          this.#records.forgetFormerNumber(number);
+          this.#wantedAt.delete(number);
+        }
         const record = this.#records.byNumber(number);
         // Whoever knows the layer by a former number needs it, too.
         if (record === undefined || former.length > 0) return;
@@ -381,8 +395,7 @@ export class Layers {
     try {
       const record = this.#records.byNumber(number);
       if (record === undefined) throw unknown(number);
-      const blob = await this.#activate(record);
-      if (blob !== undefined) this.#fill?.schedule(blob);
+      await this.#mounting.serve(record);
     } catch (error) {
       this.#log.error({ number, error: describeError(error) }, "a mounted layer cannot be served");
     }
@@ -394,8 +407,8 @@ export class Layers {
 
   async #imageOf(number: number): Promise<ErofsReader> {
     const image = await this.#withLayer(number, async (record) => {
-      await this.#parts.ensureImage(record);
-      return this.#metaImages.load(record.layerDigest);
+      const { layerDigest } = await this.#parts.ensureImage(record);
+      return this.#metaImages.load(layerDigest);
     });
     return new ErofsReader(Buffer.from(image));
   }
@@ -409,76 +422,12 @@ export class Layers {
     return (await this.#parts.prepare(target, signal)).number;
   }
 
-  async #mount(record: LayerRecord): Promise<string> {
-    const { number, layerDigest, size } = record;
-    const path = this.#mounts.path(number);
-    const complete = await this.#cache.completePath(layerDigest, size);
-    const current = await this.#mounts.current(number);
-    if (current === "local" || (current === "fuse" && complete === undefined)) return path;
-    const image = this.#metaImages.path(layerDigest);
-    if (complete !== undefined) {
-      await this.#parts.ensureImage(record);
-      await this.#mounts.mount(number, image, complete, "local");
-      return path;
-    }
-    const blob = await this.#activate(record);
-    const device = join(this.#options.fuseMountpoint, blobName(number));
-    await this.#mounts.mount(number, image, device, "fuse");
-    if (blob !== undefined) this.#fill?.schedule(blob);
-    return path;
-  }
-
-  async #mountTree(record: LayerRecord): Promise<string> {
-    const blob = await this.#activate(record);
-    if (blob !== undefined) this.#fill?.schedule(blob);
-    return join(this.#options.fuseMountpoint, treeName(record.number));
-  }
-
-  /** Has the session serve a layer; its blob, unless it is complete. */
-  async #activate(record: LayerRecord): Promise<LayerBlob | undefined> {
-    const { number, layerDigest, size } = record;
-    if (this.#active.has(number)) return this.#active.blob(number);
-    await this.#parts.ensureImage(record);
-    const image = this.mode === "fuse" ? await this.#metaImages.load(layerDigest) : undefined;
-    const complete = await this.#cache.completePath(layerDigest, size);
-    // Of a layer that is served span by span something can be evicted, and something can be lost.
-    const index =
-      complete === undefined
-        ? await this.#parts.takeIndex(record)
-        : await this.#parts.takeKeptIndex(record);
-    if (index !== undefined) return this.#active.addPartial(record, index, image);
-    this.#active.addComplete(record, this.#cache.dataPath(layerDigest), image);
-    return undefined;
-  }
-
-  /** The index lied about the layer: its mounts fail from now on, and it is made ready anew. */
-  async #condemn(blob: LayerBlob): Promise<void> {
-    const { layerDigest, diffId } = blob.head;
-    const reason = new ClipError("CORRUPT_LAYER", `${layerDigest} does not match its diffID`);
-    const found = this.#active.condemn(blob, reason);
-    const distrusted = this.#cluster?.distrust(blob.head);
-    if (found !== undefined) {
-      await this.#queue.run(diffId, async () => {
-        const record = this.#records.byNumber(found.number);
-        if (record === undefined || this.#active.blob(record.number) !== blob) return;
-        this.#records.condemn(record.number, found.headDigest);
-        await this.#options.indexes.remove(layerDigest);
-        await this.#clear(record);
-      });
-    }
-    await distrusted;
-  }
-
   /** Lets everything go of a layer that is no longer on record. */
-  async #clear({ number, layerDigest }: LayerRecord): Promise<void> {
+  async #clear(record: LayerRecord): Promise<void> {
     // What a crash leaves of it is swept at the next start.
-    this.#wantedAt.delete(number);
-    await this.#parts.forget(number);
-    await this.#mounts.release(number);
-    const blob = this.#active.blob(number);
-    if (blob !== undefined) await this.#fill?.cancel(blob);
-    await this.#active.remove(number);
-    await this.#parts.discard(layerDigest);
+    this.#wantedAt.delete(record.number);
+    await this.#mounting.end(record);
+    await this.#parts.discard(record.layerDigest);
   }
 
   /** Does something with a layer, alone; one that was condemned is made ready anew before that. */
@@ -489,7 +438,7 @@ export class Layers {
       const known = this.#records.byNumber(number);
       if (known !== undefined) return work(known);
       if (this.#records.diffIdOf(number) === undefined) throw unknown(number);
-      return work(await this.#parts.prepareKnown(diffId));
+      return work(await this.#parts.prepareAnew(diffId));
     });
   }
 }

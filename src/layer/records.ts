@@ -273,9 +273,7 @@ export class LayerRecords {
         )
         .run(number);
       this.#database.prepare("DELETE FROM layer WHERE number = ?").run(number);
-      this.#database
-        .prepare("INSERT OR IGNORE INTO distrusted_index (head_digest) VALUES (?)")
-        .run(headDigest);
+      this.distrust(headDigest);
     });
   }
 
@@ -294,6 +292,13 @@ export class LayerRecords {
       this.#database.prepare("DELETE FROM former_number WHERE number = ?").run(number);
       if (diffId !== undefined) this.#removeUnusedBlobs(diffId);
     });
+  }
+
+  /** The index with this head is not used again. */
+  distrust(headDigest: Digest): void {
+    this.#database
+      .prepare("INSERT OR IGNORE INTO distrusted_index (head_digest) VALUES (?)")
+      .run(headDigest);
   }
 
   /** Whether the index with this head has misled this node. */

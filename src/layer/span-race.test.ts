@@ -110,6 +110,25 @@ test("a source learns which span was wrong", async () => {
   assert.equal(sourceCounters(counters, "near").corrupt, 1);
 });
 
+test("wrong bytes are told of, also where others fail after them in other ways", async () => {
+  const [insistent, near, far] = ["near", "near", "far"].map((name) => {
+    const source = new FakeSource(layer, name);
+    source.failure = new ClipError("CACHE_UNAVAILABLE", "down");
+    return source;
+  });
+  assert.ok(insistent && near && far);
+  far.failure = undefined;
+  far.damageSpan = 1;
+  const last = new FakeSource(layer, "last");
+  last.failure = new ClipError("REGISTRY_UNAVAILABLE", "down");
+  const { race } = setUp([Object.assign(near, { lastResort: insistent }), far, last]);
+  await assert.rejects(race(), (error) => isClipError(error, "CORRUPT_LAYER"));
+  assert.deepEqual(
+    [near, far, last, insistent].map(({ requests }) => requests.length),
+    [1, 2, 1, 1],
+  );
+});
+
 test("when all fail the last failure is told; when it is given up everything ends", async () => {
   const only = new FakeSource(layer);
   only.failure = new ClipError("REGISTRY_DENIED", "no");

@@ -34,7 +34,7 @@ export async function* raceSpans(options: SpanRaceOptions): AsyncGenerator<Buffe
   const entrants = new Entrants(options.sources);
   const ended: Promise<void>[] = [];
   let running: Attempt[] = [];
-  let failure: unknown = new ClipError("CORRUPT_LAYER", "the layer has no source");
+  let failure: unknown;
   const begin = (source: SpanSource, span: number) => {
     running.push(new Attempt(source, span, options));
   };
@@ -45,7 +45,7 @@ export async function* raceSpans(options: SpanRaceOptions): AsyncGenerator<Buffe
     for (let span = first; span <= last;) {
       const next = entrants.next(running);
       if (running.length === 0) {
-        if (next === undefined) throw failure;
+        if (next === undefined) throw failure ?? noSource();
         begin(next, span);
         continue;
       }
@@ -76,9 +76,10 @@ export async function* raceSpans(options: SpanRaceOptions): AsyncGenerator<Buffe
         sourceCounters(options.counters, attempt.source.name).misses++;
         continue;
       }
-      failure = step.failure;
-      entrants.failed(attempt.source, isCorrupt(failure));
-      noteFailure(attempt, failure, span, options);
+      noteFailure(attempt, step.failure, span, options);
+      // That a last resort is of no help, either, tells the least.
+      if (failure === undefined || !entrants.isLastResort(attempt.source)) failure = step.failure;
+      entrants.failed(attempt.source, isCorrupt(step.failure));
     }
   } finally {
     abandon(running);
@@ -91,7 +92,10 @@ class Entrants {
   readonly #sources: readonly SpanSource[];
   readonly #lastResorts: readonly SpanSource[];
   readonly #out = new Set<SpanSource>();
-  /** Those that sent wrong bytes: they are asked once more, they may have been damaged on the way. */
+  /**
+   * Those that sent wrong bytes: they are asked once more, since these may have been damaged on the
+   * way. That is after all others, so that such a failure is the one that is told.
+   */
   readonly #second = new Set<SpanSource>();
 
   constructor(sources: readonly SpanSource[]) {
@@ -109,12 +113,16 @@ class Entrants {
     return free[0] ?? this.#lastResorts.find((source) => !this.#out.has(source));
   }
 
+  isLastResort(source: SpanSource): boolean {
+    return !this.#sources.includes(source);
+  }
+
   missed(source: SpanSource): void {
     this.#out.add(source);
   }
 
   failed(source: SpanSource, corrupt: boolean): void {
-    const isFirst = this.#sources.includes(source) && !this.#second.has(source);
+    const isFirst = !this.isLastResort(source) && !this.#second.has(source);
     if (corrupt && isFirst) this.#second.add(source);
     else this.#out.add(source);
   }
@@ -229,8 +237,13 @@ function noteFailure(
   );
 }
 
-function isCorrupt(error: unknown): boolean {
-  return isClipError(error, "CORRUPT_LAYER") || isClipError(error, "CORRUPT_GZIP");
+/** Whether bytes, or what is said of them, were wrong; also when all sources have been asked. */
+export function isCorrupt(error: unknown): boolean {
+  return (
+    isClipError(error, "CORRUPT_LAYER") ||
+    isClipError(error, "CORRUPT_GZIP") ||
+    isClipError(error, "CORRUPT_INDEX")
+  );
 }
 
 /**
@@ -272,6 +285,10 @@ async function* checkedSpans(
     }
   }
   if (at <= last && (source.mayEndEarly !== true || gathered > 0)) throw wrongSpan(source, at);
+}
+
+function noSource(): ClipError {
+  return new ClipError("REGISTRY_NOT_FOUND", "no source has the layer");
 }
 
 function wrongSpan(source: SpanSource, span: number): ClipError {

@@ -89,6 +89,21 @@ export class TrustedIndexes {
     await indexes.put(reader.head.layerDigest, encoded);
   }
 
+  /** From now on an index is not used, wherever it comes from. */
+  async distrust({
+    head,
+    headDigest,
+  }: Pick<LayerIndexReader, "head" | "headDigest">): Promise<void> {
+    const { indexes, records } = this.#options;
+    records.distrust(headDigest);
+    await indexes.remove(head.layerDigest);
+  }
+
+  /** Resolves when what was adopted is kept, or could not be. */
+  async settled(): Promise<void> {
+    await this.#options.indexes.settled();
+  }
+
   /** Removes the kept index of a layer. */
   async remove(layerDigest: Digest): Promise<void> {
     await this.#options.indexes.remove(layerDigest);

@@ -17,8 +17,11 @@ export interface VerifyOrder {
 export interface Verification {
   /** sha256 of the whole file. */
   digest: Digest;
-  /** The image was not what the layer itself says, and has been replaced by that. */
-  imageReplaced: boolean;
+  /**
+   * `made`: it was damaged or missing, and has been replaced by what the layer itself gives; `lie`: it is as it
+   * was made, but the layer gives another one, so the index that it was made from lied.
+   */
+  image: "right" | "made" | "lie";
 }
 
 /** What the thread answers. */

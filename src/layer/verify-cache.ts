@@ -2,25 +2,25 @@
  * Finds what has gone bad on disk, has it served no more, and puts the right bytes in its place. A file
  * that the kernel reads by itself, as the device of an EROFS mount, is only ever written over.
  */
-import { open, type FileHandle } from "node:fs/promises";
+import { open } from "node:fs/promises";
 import { join } from "node:path";
 import type { Digest } from "../base/digest.ts";
 import { ClipError, describeError } from "../base/errors.ts";
 import type { KeyedQueue } from "../base/keyed-queue.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
-import { readFully, writeFully } from "../cache/files.ts";
 import { blobName } from "../fuse/session.ts";
-import type { IndexStore } from "../index/store.ts";
 import type { LayerHead } from "../index/model.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { ActiveLayers } from "./active-layers.ts";
 import type { LayerCounters } from "./counters.ts";
+import { overwriteFormer } from "./former-file.ts";
 import type { LayerBlob } from "./layer-blob.ts";
 import type { LayerMounts } from "./layer-mounts.ts";
 import type { LayerParts } from "./layer-parts.ts";
 import type { MetaImages } from "./meta-images.ts";
 import type { LayerRecord, LayerRecords } from "./records.ts";
 import { spanTableOf } from "./span-source.ts";
+import type { TrustedIndexes } from "./trusted-indexes.ts";
 import type { Verification } from "./verification.ts";
 import { checkSpans, checkWhole, type CheckPace, type SpanFindings } from "./verify-spans.ts";
 
@@ -47,11 +47,10 @@ export interface CheckOptions extends CheckPace {
 
 /** What {@link CacheVerifier} is made with; it owns none of it. */
 export interface CacheVerifierOptions {
-  mode: "erofs" | "fuse";
   fuseMountpoint: string;
   records: LayerRecords;
   cache: DiskCache;
-  indexes: IndexStore;
+  indexes: TrustedIndexes;
   metaImages: MetaImages;
   mounts: LayerMounts;
   parts: LayerParts;
@@ -173,7 +172,7 @@ export class CacheVerifier {
       let blob = active.blob(number);
       try {
         blob ??= await this.#open(record);
-        if (before !== undefined && (await overwriteFormer(before, path))) {
+        if (before !== undefined && (await overwriteFormer(before, blob.file.path))) {
           return { ...nothing, damaged: 1, repaired: 1 };
         }
         return await this.#healBlob(blob, spans, isDevice, options);
@@ -224,16 +223,14 @@ export class CacheVerifier {
     return { ...nothing, damaged: 1 };
   }
 
-  async #open(record: LayerRecord): Promise<LayerBlob> {
-    const { parts, indexes, metaImages, active, mode } = this.#options;
-    await parts.ensureImage(record);
-    const image = mode === "fuse" ? await metaImages.load(record.layerDigest) : undefined;
-    const index = (await parts.takeKeptIndex(record)) ?? (await parts.takeIndex(record));
-    if (index !== undefined) return active.addPartial(record, index, image);
+  async #open(known: LayerRecord): Promise<LayerBlob> {
+    const { parts, indexes, active } = this.#options;
+    const { record, index } = await parts.takeIndex(await parts.ensureImage(known));
+    if (index !== undefined) return active.addPartial(record, index);
     // It was made anew, and is being kept.
     await indexes.settled();
     const made = await parts.takeKeptIndex(record);
-    if (made !== undefined) return active.addPartial(record, made, image);
+    if (made !== undefined) return active.addPartial(record, made);
     throw noIndex(record);
   }
 
@@ -287,30 +284,10 @@ export class CacheVerifier {
   }
 }
 
-const copyBytes = 1024 * 1024;
 const nothing = { spans: 0, bytes: 0, damaged: 0, repaired: 0 };
 
 function missingSpans({ file }: LayerBlob): number[] {
   return [...file.spanPresent.keys()].filter((span) => !file.has(span));
-}
-
-/**
- * Puts the bytes of the file at `path` into one that was there before, which the kernel still reads.
- * @returns whether it is another file
- */
-async function overwriteFormer(former: FileHandle, path: string): Promise<boolean> {
-  const current = await open(path, "r");
-  try {
-    const { ino, size } = await current.stat();
-    if ((await former.stat()).ino === ino) return false;
-    for (let offset = 0; offset < size; offset += copyBytes) {
-      const bytes = await readFully(current, offset, Math.min(copyBytes, size - offset));
-      if (bytes !== undefined) await writeFully(former, bytes, offset);
-    }
-    return true;
-  } finally {
-    await current.close();
-  }
 }
 
 function noIndex({ layerDigest }: LayerRecord): ClipError {

@@ -32,16 +32,16 @@ async function verify(order: VerifyOrder): Promise<Verification> {
   const digest = readWhole(order, (chunk) => {
     if (complaints.length === 0) attempt(() => tar.write(chunk), complaints);
   });
-  if (digest !== diffId) return { digest, imageReplaced: false };
+  if (digest !== diffId) return { digest, image: "right" };
   if (complaints.length === 0) attempt(() => tar.end(), complaints);
   if (complaints.length > 0) throw complaints[0];
   const { image } = buildErofsImage(entries, { blobSize: size, diffId, keepRuntimeDirectories });
-  const found = await readImageFile(imagePath);
-  if (found.state !== "damaged" && image.equals(found.image)) {
-    return { digest, imageReplaced: false };
-  }
+  const found = await readImageFile(imagePath).catch(nothingIfMissing);
+  const isRight = found !== undefined && found.state !== "damaged" && image.equals(found.image);
+  if (isRight) return { digest, image: "right" };
+  if (found?.state === "right") return { digest, image: "lie" };
   await writeImageFile(imagePath, image);
-  return { digest, imageReplaced: true };
+  return { digest, image: "made" };
 }
 
 /** sha256 of the file, whose bytes `take` gets in order. */
@@ -62,6 +62,10 @@ function readWhole({ path, size }: VerifyOrder, take: (chunk: Buffer) => void): 
     closeSync(file);
   }
   return `sha256:${hash.digest("hex")}` as Digest;
+}
+
+function nothingIfMissing(error: NodeJS.ErrnoException): undefined {
+  if (error.code !== "ENOENT") throw error;
 }
 
 function attempt(work: () => void, complaints: unknown[]): void {

@@ -9,7 +9,7 @@ import type { Verification, VerifyAnswer, VerifyOrder } from "./verification.ts"
 
 /**
  * Reads a whole layer in a thread of its own: its digest, and whether the metadata image that was
- * made from its index is the one that the layer itself gives. If only that is wrong it is replaced.
+ * made from its index is the one that the layer itself gives. If it is damaged it is replaced.
  * @throws ClipError CORRUPT_LAYER, CORRUPT_TAR, LIMIT_EXCEEDED, DISK_FULL, ABORTED
  */
 export async function verifyLayer(order: VerifyOrder, signal: AbortSignal): Promise<Verification> {

@@ -1,0 +1,292 @@
+/** Published indexes with an intact head of which the rest is wrong: what is read of their layers. */
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import { text } from "node:stream/consumers";
+import { after, afterEach, before, describe, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { pino } from "pino";
+import { digestOf } from "../src/base/digest.ts";
+import type { LayerTarget } from "../src/layer/target.ts";
+import { run } from "./harness/command.ts";
+import { Sandbox } from "./harness/sandbox.ts";
+import { mountModes } from "./harness/stage.ts";
+import {
+  makeIndexedLayer,
+  rightIndex,
+  sha256,
+  wrongIndex,
+  type IndexedLayer,
+  type IndexParts,
+} from "./indexed-layer.ts";
+import { openNode, type LayerNode, type NodeSettings } from "./layer-node.ts";
+
+let sandbox: Sandbox;
+let layer: IndexedLayer;
+
+before(async () => {
+  sandbox = await Sandbox.create();
+  layer = await makeIndexedLayer(sandbox);
+});
+let undo: (() => Promise<void>)[] = [];
+afterEach(async () => {
+  for (const step of undo.toReversed()) await step();
+  undo = [];
+  layer.registry.interfere(undefined);
+});
+after(() => sandbox?.close());
+
+interface TestNode extends LayerNode {
+  /** How often the log says this. */
+  said(text: string): number;
+}
+
+/** Opens a node that ends with the test. */
+async function startNode(name: string, settings: NodeSettings): Promise<TestNode> {
+  const lines: string[] = [];
+  const log = pino({ level: "debug" }, { write: (line: string) => void lines.push(line) });
+  const node = await openNode(await sandbox.subdirectory(name), { log, ...settings });
+  let ended: Promise<void> | undefined;
+  const close = () => (ended ??= node.close());
+  undo.push(close);
+  return { ...node, close, said: (wanted) => lines.filter((line) => line.includes(wanted)).length };
+}
+
+/** A container that has `small` and `large` of a mount open; reads them when it is told. */
+function openReader(mount: string): { read: () => Promise<string> } {
+  const script = `exec 3< ${mount}/small 4< ${mount}/large; read go; cat <&3; sha256sum <&4`;
+  const process = spawn("sh", ["-c", script], { stdio: ["pipe", "pipe", "ignore"] });
+  const exited = once(process, "exit");
+  undo.push(async () => {
+    process.stdin.end();
+    await exited;
+  });
+  return {
+    read: async () => {
+      process.stdin.end("go\n");
+      return text(process.stdout);
+    },
+  };
+}
+
+async function until(condition: () => boolean | Promise<boolean>, what: string): Promise<void> {
+  for (let tries = 0; !(await condition()); tries++) {
+    if (tries === 600) assert.fail(`${what} took too long`);
+    await sleep(50);
+  }
+}
+
+async function damagedWindows(): Promise<Buffer> {
+  const { encoded, reader } = await rightIndex(layer);
+  assert.ok(reader.sizes.windows > 0);
+  return Buffer.from(encoded).fill(0xff, encoded.length - reader.sizes.windows);
+}
+
+/** The digests of all spans but the first. */
+function damageSpans({ head, ...rest }: IndexParts): IndexParts {
+  const spans = head.spans.map((span, at) =>
+    at === 0 ? span : { ...span, digest: digestOf(Buffer.from(`${at}`)) },
+  );
+  return { ...rest, head: { ...head, spans } };
+}
+
+function withFile(name: string, change: Partial<IndexParts["entries"][number]>) {
+  return ({ entries, ...rest }: IndexParts): IndexParts => ({
+    ...rest,
+    entries: entries.map((entry) =>
+      entry.path.toString() === name ? { ...entry, ...change } : entry,
+    ),
+  });
+}
+
+const lyingMode = withFile("small", { mode: 0o4777 });
+/** `small` shows the beginning of `large`. */
+const lyingOffset = (parts: IndexParts): IndexParts => {
+  const large = parts.entries.find(({ path }) => path.toString() === "large");
+  const archiveOffset = large?.extents[0]?.archiveOffset ?? assert.fail();
+  const extents = [{ fileOffset: 0, archiveOffset, length: 6 }];
+  return withFile("small", { extents })(parts);
+};
+/** A file beyond the end of the layer. */
+const brokenTable = withFile("small", {
+  extents: [{ fileOffset: 0, archiveOffset: 2 ** 30, length: 6 }],
+});
+
+/** From now on whatever is asked of a blob is answered with other bytes. */
+function ruin({ layerDigest, compressedSize }: LayerTarget): void {
+  layer.registry.interfere((request, response) => {
+    if (request.url?.endsWith(`/blobs/${layerDigest}`) !== true) return false;
+    const [, from, to] = /bytes=(\d+)-(\d+)/.exec(request.headers.range ?? "") ?? [];
+    const [first, last] = [Number(from ?? 0), Number(to ?? compressedSize - 1)];
+    response.writeHead(from === undefined ? 200 : 206, {
+      "content-range": `bytes ${first}-${last}/${compressedSize}`,
+      "content-length": last - first + 1,
+    });
+    response.end(Buffer.alloc(last - first + 1, 0xee));
+    return true;
+  });
+}
+
+const damages = {
+  windows: damagedWindows,
+  "span digests": () => wrongIndex(layer, damageSpans),
+};
+const lies = {
+  "the mode of a file": lyingMode,
+  "where the bytes of a file are": lyingOffset,
+};
+
+for (const mode of mountModes) {
+  describe(`with ${mode}`, () => {
+    for (const [what, makeIndex] of Object.entries(damages)) {
+      const name = `${mode}-${what.replace(" ", "-")}`;
+
+      test(`an index with damaged ${what} costs a whole pull; who reads waits, and reads on`, async () => {
+        const target = await layer.push(name, [await makeIndex()]);
+        const node = await startNode(name, { mode });
+        const number = await node.layers.ensure(target);
+        assert.equal(node.layers.counters.wholePulls, 0);
+        const { path } = await node.layers.mount(number);
+        const container = openReader(path);
+        const readers = Array.from({ length: 4 }, () => sha256(join(path, "large")));
+        assert.deepEqual(new Set(await Promise.all(readers)), new Set([layer.large]));
+        assert.equal(await container.read(), `small\n${layer.large}  -\n`);
+        const { counters } = node.layers;
+        assert.equal(counters.recoveries, 1);
+        assert.equal(counters.wholePulls, 1);
+        assert.equal(counters.readErrors, 0);
+        assert.equal(counters.recoveryErrors + counters.mismatches, 0);
+        assert.equal(node.said("pulled whole, and goes on"), 1);
+        assert.equal(await node.layers.ensure(target), number);
+        assert.equal(
+          await sha256(join((await node.layers.mount(number)).path, "large")),
+          layer.large,
+        );
+
+        // It is not asked for once more by whoever wants the layer next.
+        await node.layers.releaseUnused([]);
+        layer.registry.reset();
+        const again = await node.layers.ensure(target);
+        assert.equal(
+          await sha256(join((await node.layers.mount(again)).path, "large")),
+          layer.large,
+        );
+        assert.equal(counters.recoveries, 1);
+      });
+
+      test(`an index with damaged ${what} is found out by the background fill`, async () => {
+        const target = await layer.push(`${name}-fill`, [await makeIndex()]);
+        const node = await startNode(`${name}-fill`, { mode, backgroundFillDelayMs: 100 });
+        const number = await node.layers.ensure(target);
+        const { path } = await node.layers.mount(number);
+        const container = openReader(path);
+        await until(() => node.layers.counters.recoveries === 1, "the recovery");
+        assert.equal(await container.read(), `small\n${layer.large}  -\n`);
+        assert.equal(node.layers.counters.wholePulls, 1);
+        assert.equal(node.layers.counters.readErrors, 0);
+      });
+    }
+
+    for (const [what, change] of Object.entries(lies)) {
+      const name = `${mode}-${what.replaceAll(" ", "-")}`;
+
+      test(`an index that lies about ${what} alone is found out by the background fill`, async () => {
+        const target = await layer.push(name, [await wrongIndex(layer, change)]);
+        const node = await startNode(name, { mode, backgroundFillDelayMs: 100 });
+        const number = await node.layers.ensure(target);
+        const { path } = await node.layers.mount(number);
+        let anew = path;
+        await until(async () => (anew = (await node.layers.mount(number)).path) !== path, "it");
+        assert.equal(await run("cat", [join(anew, "small")]), "small");
+        assert.equal(await run("stat", ["-c", "%a", join(anew, "small")]), "644");
+        assert.equal(await sha256(join(anew, "large")), layer.large);
+        assert.equal(node.layers.counters.mismatches, 1);
+        assert.equal(node.said("the files of the layer are not what its index says"), 1);
+      });
+
+      test(`a damaged index that lies about ${what} fails its mount, and is right in the next`, async () => {
+        const wrong = (parts: IndexParts) => change(damageSpans(parts));
+        const target = await layer.push(`${name}-damaged`, [await wrongIndex(layer, wrong)]);
+        const node = await startNode(`${name}-damaged`, { mode });
+        const number = await node.layers.ensure(target);
+        const { path } = await node.layers.mount(number);
+        await assert.rejects(sha256(join(path, "large")));
+        await until(async () => (await node.layers.mount(number)).path !== path, "letting it go");
+        const { path: anew } = await node.layers.mount(number);
+        assert.equal(await run("cat", [join(anew, "small")]), "small");
+        assert.equal(await run("stat", ["-c", "%a", join(anew, "small")]), "644");
+        assert.equal(await sha256(join(anew, "large")), layer.large);
+        assert.equal(node.layers.counters.wholePulls, 1);
+        assert.equal(node.layers.counters.mismatches, 1);
+        assert.equal(node.layers.counters.recoveries, 0);
+      });
+    }
+
+    test("an index without a file table that can be used gives way to a whole pull", async () => {
+      const name = `${mode}-table`;
+      const target = await layer.push(name, [await wrongIndex(layer, brokenTable)]);
+      const node = await startNode(name, { mode });
+      const { path } = await node.layers.mount(await node.layers.ensure(target));
+      assert.equal(await run("cat", [join(path, "small")]), "small");
+      assert.equal(await sha256(join(path, "large")), layer.large);
+      assert.equal(node.layers.counters.wholePulls, 1);
+      assert.equal(node.said("the file table of a layer index is of no use"), 1);
+    });
+
+    test("a layer that cannot be recovered fails its reads, is not pulled for each, and may come back", async () => {
+      const name = `${mode}-gone`;
+      const target = await layer.push(name, [(await rightIndex(layer)).encoded]);
+      const node = await startNode(name, { mode });
+      const { path } = await node.layers.mount(await node.layers.ensure(target));
+      await node.indexes.settled();
+      ruin(target);
+      const { counters } = node.layers;
+      await assert.rejects(sha256(join(path, "large")));
+      assert.equal(counters.recoveryErrors, 1);
+      assert.equal(counters.wholePullErrors, 1);
+      await assert.rejects(sha256(join(path, "large")));
+      assert.equal(counters.wholePullErrors, 1, "it is not tried again at once");
+      layer.registry.interfere(undefined);
+      assert.equal(await sha256(join(path, "large")), layer.large);
+      assert.equal(counters.wholePulls, 0, "its index was right");
+    });
+
+    test("a layer whose blob is ruined goes on with another blob, under its number", async () => {
+      const name = `${mode}-other`;
+      const target = await layer.push(name, [(await rightIndex(layer)).encoded]);
+      const other = await layer.push(`${name}-blob`, [], layer.other);
+      const node = await startNode(name, { mode });
+      const number = await node.layers.ensure(target);
+      assert.equal(await node.layers.ensure(other), number);
+      const { path } = await node.layers.mount(number);
+      const container = openReader(path);
+      ruin(target);
+      assert.equal(await container.read(), `small\n${layer.large}  -\n`);
+      assert.equal(node.layers.counters.recoveries, 1);
+      assert.equal(node.layers.counters.wholePulls, 1);
+      const [status] = await node.layers.status();
+      assert.equal(status?.layerDigest, other.layerDigest);
+      const { path: local } = await node.layers.mount(number);
+      assert.equal(await sha256(join(local, "large")), layer.large);
+    });
+
+    test("a layer that has lost its index, and whose blob is ruined, is made ready of another", async () => {
+      const name = `${mode}-lost`;
+      const target = await layer.push(name, [(await rightIndex(layer)).encoded]);
+      const other = await layer.push(`${name}-blob`, [], layer.other);
+      const first = await startNode(name, { mode });
+      const number = await first.layers.ensure(target);
+      await first.layers.ensure(other);
+      await first.layers.mount(number);
+      await first.close();
+      await rm(sandbox.path(name, "root/index"), { recursive: true });
+      ruin(target);
+      const second = await startNode(name, { mode, lookup: false });
+      const { path } = await second.layers.mount(number);
+      assert.equal(await run("cat", [join(path, "small")]), "small");
+      assert.equal(await sha256(join(path, "large")), layer.large);
+    });
+  });
+}
