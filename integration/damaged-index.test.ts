@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { rm } from "node:fs/promises";
+import { open, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { after, afterEach, before, describe, test } from "node:test";
@@ -11,8 +11,9 @@ import { pino } from "pino";
 import { digestOf } from "../src/base/digest.ts";
 import type { LayerTarget } from "../src/layer/target.ts";
 import { run } from "./harness/command.ts";
+import { makeBase } from "./harness/fixtures.ts";
 import { Sandbox } from "./harness/sandbox.ts";
-import { mountModes } from "./harness/stage.ts";
+import { assertNothingLeft, mountModes, startStage } from "./harness/stage.ts";
 import {
   makeIndexedLayer,
   rightIndex,
@@ -253,10 +254,57 @@ for (const mode of mountModes) {
       assert.equal(counters.wholePulls, 0, "its index was right");
     });
 
+    test("who is killed while the layer is pulled whole ends at once; the pull goes on", async () => {
+      const name = `${mode}-killed`;
+      const target = await layer.push(name, [await damagedWindows()]);
+      const node = await startNode(name, { mode });
+      const { path } = await node.layers.mount(await node.layers.ensure(target));
+      const gate = Promise.withResolvers<void>();
+      undo.push(async () => gate.resolve());
+      layer.registry.interfere(async (request) => {
+        const isPull = node.said("it is pulled whole") > 0;
+        if (isPull && request.url?.includes("/blobs/") === true) await gate.promise;
+        return false;
+      });
+      const reader = spawn("sh", ["-c", `exec sha256sum ${join(path, "large")}`]);
+      const exited = once(reader, "exit");
+      await until(() => node.said("it is pulled whole") > 0, "the failure");
+      reader.kill("SIGKILL");
+      await exited;
+      assert.equal(node.layers.counters.recoveries, 0);
+      gate.resolve();
+      assert.equal(await sha256(join(path, "large")), layer.large);
+      assert.equal(node.layers.counters.recoveries, 1);
+      assert.equal(node.layers.counters.wholePulls, 1);
+    });
+
+    test("containers read a layer with a damaged index, and the log tells of it", async () => {
+      const name = `${mode}-containers`;
+      const base = await makeBase(await sandbox.subdirectory(`${name}-base`));
+      const wrong = await wrongIndex(layer, damageSpans);
+      await layer.push(name, [wrong], { below: base.layers });
+      const { registry } = layer;
+      const stage = await startStage(sandbox, { generation: "2", mode, name, registry });
+      undo.push(() => stage.clip.stop());
+      undo.push(() => stage.containerd.close());
+      undo.push(() => assertNothingLeft(stage));
+      const ctr = (...args: string[]) => stage.containerd.ctr(args);
+      const image = `${registry.host}/${name}:latest`;
+      await ctr("image", "pull", "--plain-http", "--snapshotter", "clip", image);
+      await ctr("run", "-d", "--snapshotter", "clip", image, "one", "sleep", "1000");
+      const sums = ["1", "2"].map((id) =>
+        ctr("task", "exec", "--exec-id", id, "one", "md5sum", "/large"),
+      );
+      const expected = (await run("md5sum", [sandbox.path("source", "large")])).slice(0, 32);
+      for (const sum of await Promise.all(sums)) assert.equal(sum.slice(0, 32), expected);
+      assert.equal(await ctr("task", "exec", "--exec-id", "3", "one", "cat", "/small"), "small");
+      assert.match(stage.clip.log(), /a layer with a wrong index was pulled whole, and goes on/);
+    });
+
     test("a layer whose blob is ruined goes on with another blob, under its number", async () => {
       const name = `${mode}-other`;
       const target = await layer.push(name, [(await rightIndex(layer)).encoded]);
-      const other = await layer.push(`${name}-blob`, [], layer.other);
+      const other = await layer.push(`${name}-blob`, [], { blob: layer.other });
       const node = await startNode(name, { mode });
       const number = await node.layers.ensure(target);
       assert.equal(await node.layers.ensure(other), number);
@@ -275,7 +323,7 @@ for (const mode of mountModes) {
     test("a layer that has lost its index, and whose blob is ruined, is made ready of another", async () => {
       const name = `${mode}-lost`;
       const target = await layer.push(name, [(await rightIndex(layer)).encoded]);
-      const other = await layer.push(`${name}-blob`, [], layer.other);
+      const other = await layer.push(`${name}-blob`, [], { blob: layer.other });
       const first = await startNode(name, { mode });
       const number = await first.layers.ensure(target);
       await first.layers.ensure(other);
@@ -290,3 +338,29 @@ for (const mode of mountModes) {
     });
   });
 }
+
+test("with erofs, the file that the kernel reads is put right although the kept index is damaged", async () => {
+  const name = "device";
+  const { encoded, reader } = await rightIndex(layer);
+  const target = await layer.push(name, [encoded]);
+  const node = await startNode(name, { mode: "erofs", backgroundFillDelayMs: 100 });
+  const number = await node.layers.ensure(target);
+  const { path } = await node.layers.mount(number);
+  await until(() => node.layers.counters.completed === 1, "the fill");
+  await node.layers.mount(number);
+  const key = target.layerDigest.replace(":", "_");
+  const damage = async (file: string, offset: number, length: number) => {
+    const opened = await open(sandbox.path(name, "root", file), "r+");
+    await opened.write(Buffer.alloc(length, 0xaa), 0, length, offset);
+    await opened.sync();
+    await opened.close();
+  };
+  const { total, windows } = reader.sizes;
+  await damage(join("index", key), total - windows, windows);
+  await damage(join("cache", key), 1 << 20, 2 << 20);
+  const { signal } = new AbortController();
+  const [check] = await node.layers.verifyCache({ repair: true, signal });
+  assert.ok(check !== undefined && check.damaged > check.repaired, "the index is of no use");
+  await until(() => node.layers.counters.recoveries === 1, "the recovery");
+  assert.equal(await sha256(join(path, "large")), layer.large);
+});

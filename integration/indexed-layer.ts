@@ -26,8 +26,16 @@ export interface IndexedLayer {
   large: string;
   /** Another blob of the layer. */
   other: ImageLayer;
-  /** Pushes a blob (default: `layer`) under a name with these indexes of it, the oldest first. */
-  push(name: string, indexes: readonly Buffer[], blob?: ImageLayer): Promise<LayerTarget>;
+  /** Pushes an image with the layer on top, and these indexes of that, the oldest first. */
+  push(name: string, indexes: readonly Buffer[], options?: PushOptions): Promise<LayerTarget>;
+}
+
+/** What else is pushed. */
+export interface PushOptions {
+  /** The layer itself. Default: `layer`. */
+  blob?: ImageLayer;
+  /** The layers below it. Default: none. */
+  below?: readonly ImageLayer[];
 }
 
 /** What a layer index consists of. */
@@ -52,21 +60,22 @@ export async function makeIndexedLayer(sandbox: Sandbox): Promise<IndexedLayer> 
   return {
     ...{ registry, layer, large: await sha256(join(source, "large")) },
     other: await makeLayer(otherTar, "gzip -1"),
-    push: (name, indexes, blob = layer) => pushLayer({ registry, layer: blob, name, indexes }),
+    push: (name, indexes, { blob = layer, below = [] } = {}) =>
+      pushLayer({ registry, layer: blob, below, name, indexes }),
   };
 }
 
-/** The right index of the layer as it is encoded, and a reader of it. */
-export async function rightIndex({ layer }: IndexedLayer): Promise<{
+/** The right index of a layer as it is encoded, and a reader of it. */
+export async function rightIndex({ layer }: Pick<IndexedLayer, "layer">): Promise<{
   encoded: Buffer;
   reader: LayerIndexReader;
 }> {
   return buildLayerIndex({ path: layer.blobFile }, { spanBytes });
 }
 
-/** An index of the layer that differs from the right one in its parts, and is well-formed. */
+/** An index of a layer that differs from the right one in its parts, and is well-formed. */
 export async function wrongIndex(
-  layer: IndexedLayer,
+  layer: Pick<IndexedLayer, "layer">,
   change: (right: IndexParts) => IndexParts,
 ): Promise<Buffer> {
   const { reader } = await rightIndex(layer);
@@ -83,15 +92,17 @@ export async function sha256(path: string): Promise<string> {
 async function pushLayer({
   registry,
   layer,
+  below,
   name,
   indexes,
 }: {
   registry: TestRegistry;
   layer: ImageLayer;
+  below: readonly ImageLayer[];
   name: string;
   indexes: readonly Buffer[];
 }): Promise<LayerTarget> {
-  const image = makeImage([layer]);
+  const image = makeImage([...below, layer]);
   await pushImage(image, registry.host, name);
   const client = new RegistryClient({ dockerConfig: "/nonexistent", log: silentLog });
   const repository = { host: registry.host, name };

@@ -10,14 +10,16 @@ import { digestKey, type Digest } from "../src/base/digest.ts";
 import type { ContentCache } from "../src/cache/content/content-cache.ts";
 import { openContentCache, type MemberOptions } from "../src/cache/content/open.ts";
 import type { ClusterOptions } from "../src/layer/cluster/cluster-options.ts";
+import { sealIndex } from "../src/layer/cluster/sealed-index.ts";
 import type { LayerTarget } from "../src/layer/target.ts";
 import { s3Credentials, startS3, type TestServer } from "./content-cache-servers.ts";
 import { killDaemon } from "./faults/daemon-faults.ts";
 import { run } from "./harness/command.ts";
-import { makeImage, makeLayer, pushImage } from "./harness/image.ts";
+import { makeImage, makeLayer, pushImage, type ImageLayer } from "./harness/image.ts";
 import { startRegistry, type TestRegistry } from "./harness/registry.ts";
 import { Sandbox } from "./harness/sandbox.ts";
-import { assertNothingLeft, startStage } from "./harness/stage.ts";
+import { assertNothingLeft, mountModes, startStage } from "./harness/stage.ts";
+import { wrongIndex } from "./indexed-layer.ts";
 import { openNode, type LayerNode, type NodeSettings } from "./layer-node.ts";
 
 const fileCount = 12;
@@ -27,6 +29,7 @@ const indexKeys = [randomBytes(32)];
 let sandbox: Sandbox;
 let registry: TestRegistry;
 let target: LayerTarget;
+let layer: ImageLayer;
 let layerBytes: Buffer;
 const sums = new Map<string, string>();
 let undo: (() => Promise<void>)[] = [];
@@ -44,7 +47,7 @@ before(async () => {
   const tar = path.join(await sandbox.subdirectory("image"), "layer.tar");
   await run("tar", ["-C", source, "--sort=name", "-cf", tar, "."]);
   layerBytes = await readFile(tar);
-  const layer = await makeLayer(tar, "gzip -6");
+  layer = await makeLayer(tar, "gzip -6");
   const image = makeImage([layer]);
   await pushImage(image, registry.host, "tiers");
   target = {
@@ -426,6 +429,31 @@ describe("a content cache", () => {
   });
 });
 
+for (const mode of mountModes) {
+  test(`an index in the cache with wrong digests costs one ${mode} node a whole pull, and is replaced`, async () => {
+    const cache = await directoryCache();
+    await pay(await startNode([cache]));
+    const wrong = await wrongIndex({ layer }, ({ head, ...rest }) => {
+      const spans = head.spans.map((span) => ({ ...span, digest: target.diffId }));
+      return { ...rest, head: { ...head, spans } };
+    });
+    const shared = path.join(cache.path, `${digestKey(target.layerDigest)}.index-1`);
+    const sealed = sealIndex(target.layerDigest, wrong, undefined);
+    await writeFile(shared, sealed);
+    const settings = { mode, backgroundFillDelayMs: 600_000 };
+    const second = await startNode([cache], settings);
+    await readFiles(await mount(second));
+    const { counters } = second.layers;
+    assert.deepEqual([counters.recoveries, counters.wholePulls, counters.readErrors], [1, 1, 0]);
+    await untilStored(second);
+    assert.ok(!(await readFile(shared)).equals(sealed));
+    const third = await startNode([cache], settings);
+    await readFiles(await mount(third));
+    assert.equal(third.layers.counters.recoveries, 0);
+    assert.equal(third.layers.counters.wholePulls, 0);
+  });
+}
+
 test("a daemon that is killed during a store completes it when it is there again", async () => {
   const cache = await directoryCache();
   const stage = await startStage(sandbox, {
@@ -454,25 +482,19 @@ test("a daemon that is killed during a store completes it when it is there again
 
 /** Puts another layer, and an index that fits it, in the place of the right ones. */
 async function forge(directory: string): Promise<void> {
-  const { buildLayerIndex } = await import("../src/index/build.ts");
-  const { encodeLayerIndex } = await import("../src/index/format.ts");
-  const { sealIndex } = await import("../src/layer/cluster/sealed-index.ts");
   const other = path.join(await sandbox.subdirectory(`forged-${names++}`), "layer.tar");
   const copy = Buffer.from(layerBytes);
   copy.write("forged", 100_000);
   await mkdir(path.dirname(other), { recursive: true });
   await writeFile(other, copy);
-  const layer = await makeLayer(other, "gzip -6");
-  const { head, reader } = await buildLayerIndex({ path: layer.blobFile }, { spanBytes: 1 << 20 });
-  const windows = await Promise.all(head.spans.map((_, at) => reader.readWindow(at)));
+  const forged = await makeLayer(other, "gzip -6");
   const { layerDigest, diffId, compressedSize } = target;
-  const lie = {
+  const lie = await wrongIndex({ layer: forged }, ({ head, ...rest }) => ({
+    ...rest,
     head: { ...head, layerDigest, diffId, compressedSize },
-    entries: await reader.readEntries(),
-    windows,
-  };
+  }));
   const key = digestKey(layerDigest);
-  const sealed = sealIndex(layerDigest, encodeLayerIndex(lie), undefined);
+  const sealed = sealIndex(layerDigest, lie, undefined);
   await writeFile(path.join(directory, `${key}.index-1`), sealed);
   await writeFile(layerFile(directory), copy);
 }

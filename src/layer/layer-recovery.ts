@@ -137,9 +137,9 @@ export class LayerRecovery {
         log.error({ layer, number }, "the index of a layer has lied; the layer is made ready anew");
         return undefined;
       }
+      if (device !== undefined) await overwriteFormer(device, replaced.file.path);
       counters.recoveries++;
       log.warn({ layer, number }, "a layer with a wrong index was pulled whole, and goes on");
-      if (device !== undefined) await overwriteFormer(device, replaced.file.path);
       return replaced;
     } finally {
       await device?.close();
