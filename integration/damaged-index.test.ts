@@ -245,6 +245,8 @@ for (const mode of mountModes) {
       ruin(target);
       const { counters } = node.layers;
       await assert.rejects(sha256(join(path, "large")));
+      assert.ok(counters.readErrors > 0);
+      assert.ok(node.said("a read of a layer failed") > 0);
       assert.equal(counters.recoveryErrors, 1);
       assert.equal(counters.wholePullErrors, 1);
       await assert.rejects(sha256(join(path, "large")));

@@ -184,10 +184,11 @@ export class ActiveLayers {
       .then(
         (pieces) => request.reply(pieces),
         (error: unknown) => {
-          // Nobody reads an answer any more if the reader gave up; nothing else is an interruption.
+          // Nobody reads an answer any more if the reader gave up. An answer ends the signal, too.
+          const isAwaited = !signal.aborted;
+          if (isAwaited) this.#options.counters.readErrors++;
           request.fail(errno.EIO);
-          if (signal.aborted) return;
-          this.#options.counters.readErrors++;
+          if (!isAwaited) return;
           const { layerDigest } = record;
           const fields = { layer: layerDigest, number: layer, offset, length };
           const failure = { ...fields, error: describeError(error) };
