@@ -11,6 +11,7 @@ import type { LayerIndexReader } from "../src/index/reader.ts";
 import type { LayerTarget } from "../src/layer/target.ts";
 import { RegistryClient } from "../src/registry/client.ts";
 import { silentLog } from "../src/telemetry/log.ts";
+import { targetOf } from "./layer-target.ts";
 import { run } from "./harness/command.ts";
 import { makeImage, makeLayer, pushImage, type ImageLayer } from "./harness/image.ts";
 import { startRegistry, type TestRegistry } from "./harness/registry.ts";
@@ -113,12 +114,5 @@ async function pushLayer({
     await sleep(5); // The time of creation tells which is newer.
   }
   await client.close();
-  return {
-    layerDigest,
-    diffId: layer.diffId as Digest,
-    compressedSize: layer.size,
-    mediaType: layer.mediaType,
-    manifestDigest: image.digest as Digest,
-    repositories: [repository],
-  };
+  return targetOf(image, registry, name);
 }

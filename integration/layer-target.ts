@@ -37,12 +37,13 @@ export async function pushLayer(tarFile: string, options: PushOptions): Promise<
   return targetOf(image, registry, name);
 }
 
-/** The only layer of an image in a repository. */
-function targetOf(
-  { digest, layers: [layer] }: Image,
-  { host }: TestRegistry,
+/** The topmost layer of an image in a repository. */
+export function targetOf(
+  { digest, layers }: Image,
+  { host }: Pick<TestRegistry, "host">,
   name: string,
 ): LayerTarget {
+  const layer = layers.at(-1);
   if (layer === undefined) throw new Error("the image has a layer");
   return {
     layerDigest: layer.digest as Digest,

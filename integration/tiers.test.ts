@@ -6,7 +6,7 @@ import path from "node:path";
 import { after, afterEach, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { pino } from "pino";
-import { digestKey, type Digest } from "../src/base/digest.ts";
+import { digestKey } from "../src/base/digest.ts";
 import type { ContentCache } from "../src/cache/content/content-cache.ts";
 import { openContentCache, type MemberOptions } from "../src/cache/content/open.ts";
 import type { ClusterOptions } from "../src/layer/cluster/cluster-options.ts";
@@ -21,6 +21,7 @@ import { Sandbox } from "./harness/sandbox.ts";
 import { assertNothingLeft, mountModes, startStage } from "./harness/stage.ts";
 import { wrongIndex } from "./indexed-layer.ts";
 import { openNode, type LayerNode, type NodeSettings } from "./layer-node.ts";
+import { targetOf } from "./layer-target.ts";
 
 const fileCount = 12;
 const fileBytes = 1 << 20;
@@ -50,14 +51,7 @@ before(async () => {
   layer = await makeLayer(tar, "gzip -6");
   const image = makeImage([layer]);
   await pushImage(image, registry.host, "tiers");
-  target = {
-    layerDigest: layer.digest as Digest,
-    diffId: layer.diffId as Digest,
-    compressedSize: layer.size,
-    mediaType: layer.mediaType,
-    manifestDigest: image.digest as Digest,
-    repositories: [{ host: registry.host, name: "tiers" }],
-  };
+  target = targetOf(image, registry, "tiers");
 });
 afterEach(async () => {
   for (const step of undo.toReversed()) await step();
