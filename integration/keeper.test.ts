@@ -1,7 +1,7 @@
 /** The daemon dies, is replaced, loses its keeper: whoever reads or pulls does not lose anything. */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { writeFile } from "node:fs/promises";
+import { readdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { after, afterEach, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -228,6 +228,7 @@ describe("the keeper", () => {
     assert.equal(second.status, 1);
     assert.match(second.stderr, /another clip daemon uses/);
     assert.deepEqual([daemonPid(first), keeperPid(first)], [pid, first.pid]);
+    await readdir(path.join(first.root, "f"));
     await clip(["upgrade", "--state", first.state]);
     await first.stop();
   });

@@ -10,7 +10,7 @@ import { ClipError, describeError } from "../base/errors.ts";
 import type { Log } from "../telemetry/log.ts";
 import { DaemonProcess, type DaemonEnd } from "./daemon-process.ts";
 import { FrontDoor } from "./front-door.ts";
-import { isUndead } from "./process-state.ts";
+import { isDead, isUndead } from "./process-state.ts";
 import { takeFromOrphan, takeStored, type ProcessFiles } from "./inherited.ts";
 import { RestartDelays } from "./restart-delays.ts";
 
@@ -72,7 +72,7 @@ export class Keeper {
     } finally {
       await (this.#closing ?? this.#door?.close());
       // What a daemon leaves that died in the end, or before it served for the first time.
-      if (!stored || !this.#wasReady) await this.#unmount(root);
+      if (!stored || !this.#inUse) await this.#unmount(root);
       if (this.#wasReady) await files.remove();
       closeSync(this.#device);
       closeSync(this.#lock);
@@ -206,7 +206,7 @@ export class Keeper {
       });
     }
     await delay(lockRetryMs);
-    if (isUndead(files.read("daemon"))) {
+    if (isUndead(files.read("daemon")) && isDead(files.read("keeper"))) {
       log.warn({}, "a thread of a dead daemon has the lock, until its request is answered");
       rmSync(join(root, "lock"));
       closeSync(this.#lock);
@@ -231,7 +231,7 @@ export class Keeper {
   async #unmount(root: string): Promise<void> {
     // Loaded only here, to keep the keeper small.
     const { unmountBelow } = await import("./unmount.ts");
-    await unmountBelow(root, this.#options.log);
+    await unmountBelow(root, this.#lock, this.#options.log);
   }
 }
 

@@ -1,12 +1,17 @@
 /** Taking away the mounts of a root whose daemon is gone. */
 import { dirname, join } from "node:path";
 import { describeError } from "../base/errors.ts";
-import { MNT_DETACH, MNT_FORCE, unmount } from "../os/libc.ts";
+import { MNT_DETACH, MNT_FORCE, tryLock, unmount } from "../os/libc.ts";
 import { readMountTable } from "../os/mount-table.ts";
 import type { Log } from "../telemetry/log.ts";
 
-/** Ends the FUSE session below `root` and detaches the mounts of layers. */
-export async function unmountBelow(root: string, log: Log): Promise<void> {
+/**
+ * Ends the FUSE session below `root` and detaches the mounts of layers, unless they are another
+ * clip's.
+ * @param lock descriptor of the root's lock, which the daemons of this process shared
+ */
+export async function unmountBelow(root: string, lock: number, log: Log): Promise<void> {
+  if (!tryLock(lock)) return;
   const places = (await readMountTable()).map(({ mountpoint }) => mountpoint);
   const session = places.filter((place) => place === join(root, "f"));
   const layers = places.filter((place) => dirname(place) === join(root, "l"));

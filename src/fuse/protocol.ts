@@ -49,9 +49,9 @@ const initFlag = {
  * sees no INIT, so it has to want what its predecessor wanted.
  */
 const wantedFlags = Object.values(initFlag).reduce((all, flag) => all | flag, 0n);
-// Enough for a readahead of 4 MiB by each of sixteen readers.
-const maxBackground = 64;
-const congestionThreshold = 48;
+// Reads that wait long, for one layer, must not keep those of other layers from being asked for.
+const maxBackground = 8_192;
+const congestionThreshold = 6_144;
 // The kernel takes the smaller of this and what it has; it must not undercut the bdi's setting.
 const maxReadahead = 64 * 1024 * 1024;
 const maxWrite = 4096;

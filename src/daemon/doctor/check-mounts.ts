@@ -60,7 +60,8 @@ function* session({ live }: Patient, { mountpoint, mounts, state }: Session): Ge
       what: "a FUSE session that has ended",
       where: mountpoint,
       advice: "A repair unmounts it, as does the next start of the daemon.",
-      repair: () => detach(mountpoint, mounts.length),
+      // A thread of a daemon that died may still wait for an answer.
+      repair: () => detach(mountpoint, mounts.length, MNT_DETACH | MNT_FORCE),
     };
   }
 }
@@ -145,9 +146,8 @@ function mountsIn(table: readonly MountEntry[], directory: string): Map<string, 
   return Map.groupBy(inside, ({ mountpoint }) => mountpoint);
 }
 
-/** Nobody serves it any more, so who may still wait for that is given an error. */
-async function detach(mountpoint: string, times: number): Promise<void> {
-  for (let time = 0; time < times; time++) await unmount(mountpoint, MNT_DETACH | MNT_FORCE);
+async function detach(mountpoint: string, times: number, flags = MNT_DETACH): Promise<void> {
+  for (let time = 0; time < times; time++) await unmount(mountpoint, flags);
 }
 
 /**
