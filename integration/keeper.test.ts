@@ -1,10 +1,11 @@
 /** The daemon dies, is replaced, loses its keeper: whoever reads or pulls does not lose anything. */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { readdir, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import path from "node:path";
 import { after, afterEach, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
+import { findMount } from "../src/os/mount-table.ts";
 import {
   daemonPid,
   isRunning,
@@ -223,12 +224,13 @@ describe("the keeper", () => {
   test("keeps a second one away from its root", async () => {
     const first = await start("first");
     const pid = daemonPid(first);
+    const session = (await findMount(path.join(first.root, "f")))?.device;
     const flags = ["--root", first.root, "--state", first.state, "--address", first.address];
     const second = await tryClip(["daemon", ...flags]);
     assert.equal(second.status, 1);
     assert.match(second.stderr, /another clip daemon uses/);
     assert.deepEqual([daemonPid(first), keeperPid(first)], [pid, first.pid]);
-    await readdir(path.join(first.root, "f"));
+    assert.equal((await findMount(path.join(first.root, "f")))?.device, session);
     await clip(["upgrade", "--state", first.state]);
     await first.stop();
   });
