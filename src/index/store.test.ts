@@ -24,7 +24,7 @@ async function newStore(bytesMax = 1e9): Promise<{ store: IndexStore; directory:
   return { store, directory };
 }
 
-function makeIndex(name: string): { layerDigest: Digest; encoded: Buffer } {
+function makeIndex(name: string, window = name): { layerDigest: Digest; encoded: Buffer } {
   const layerDigest = digestOf(Buffer.from(name));
   const span = {
     checkpoint: { compressedOffset: 10, bitOffset: 0, uncompressedOffset: 0 },
@@ -39,7 +39,7 @@ function makeIndex(name: string): { layerDigest: Digest; encoded: Buffer } {
     uncompressedSize: 512,
     spans: [span],
   };
-  const encoded = encodeLayerIndex({ head, entries: [], windows: [Buffer.from(name.repeat(9))] });
+  const encoded = encodeLayerIndex({ head, entries: [], windows: [Buffer.from(window.repeat(9))] });
   return { layerDigest, encoded };
 }
 
@@ -95,7 +95,7 @@ test("a damaged index, or that of another layer, is removed when it is opened", 
 });
 
 test("when there is too much, what was not used for longest goes", async () => {
-  const indexes = ["a", "b", "c"].map(makeIndex);
+  const indexes = ["a", "b", "c"].map((name) => makeIndex(name));
   const [a, b, c] = indexes as [(typeof indexes)[0], (typeof indexes)[0], (typeof indexes)[0]];
   const { store, directory } = await newStore(a.encoded.length + b.encoded.length);
   await store.put(a.layerDigest, a.encoded);
@@ -152,4 +152,29 @@ test("a published index that does not match its digest as a whole is not kept", 
   await store.settled();
   assert.deepEqual(await store.list(), []);
   await reader.close();
+});
+
+test("a published index that is on its way does not come after one that is put, or removed", async () => {
+  const { store } = await newStore();
+  const { layerDigest, encoded } = makeIndex("a", "wrong");
+  const { encoded: right } = makeIndex("a");
+  const published = await publish(encoded);
+  for (const isPut of [true, false]) {
+    const gate = Promise.withResolvers<void>();
+    const whole = published.source;
+    const source: RangeSource = {
+      size: whole.size,
+      read: async (offset, length, signal) => {
+        if (offset > 0) await gate.promise;
+        return whole.read(offset, length, signal);
+      },
+    };
+    const reader = await store.adopt(layerDigest, [{ ...published, source }]);
+    const done = isPut ? store.put(layerDigest, right) : store.remove(layerDigest);
+    gate.resolve();
+    await done;
+    await store.settled();
+    assert.deepEqual(await store.encoded(layerDigest), isPut ? right : undefined);
+    await reader.close();
+  }
 });

@@ -22,11 +22,29 @@ export interface IndexStoreOptions {
 
 const temporarySuffix = ".new";
 
+/** A published index that is open, of which the rest is to be fetched. */
+interface Adopted {
+  digest: Digest;
+  /** Its beginning. */
+  prefix: Buffer;
+  remote: RangeSource;
+  /** What it is read from until it is here. */
+  source: SwitchingSource;
+}
+
+/** A published index that is being fetched to be kept. */
+interface Fetch {
+  controller: AbortController;
+  /** Never fails. */
+  done: Promise<void>;
+}
+
 /** Owns its directory. Indexes are written whole or not at all, and survive a crash. */
 export class IndexStore {
   readonly #options: IndexStoreOptions;
   readonly #closing = new AbortController();
-  readonly #background = new Set<Promise<void>>();
+  /** Published indexes that are being fetched, by the layer that they are of. */
+  readonly #background = new Map<Digest, Fetch>();
 
   constructor(options: IndexStoreOptions) {
     this.#options = options;
@@ -65,7 +83,7 @@ export class IndexStore {
       if (!isClipError(error)) throw error;
       const fields = { layer: layerDigest, code: error.code, error: describeError(error) };
       this.#options.log.warn(fields, "a damaged index is removed");
-      await this.remove(layerDigest);
+      await this.#unlink(layerDigest);
       return undefined;
     }
   }
@@ -81,34 +99,19 @@ export class IndexStore {
   }
 
   /**
-   * Keeps an encoded index; it is on disk when this returns.
+   * Keeps an encoded index, in place of one that is there or on its way; it is on disk when this
+   * returns.
    * @throws ClipError DISK_FULL, SYSTEM_CALL
    */
   async put(layerDigest: Digest, encoded: Buffer): Promise<void> {
-    const { directory } = this.#options;
-    const temporary = join(directory, `${randomUUID()}${temporarySuffix}`);
-    await attempt(directory, async () => {
-      try {
-        const file = await open(temporary, "wx", 0o600);
-        try {
-          await file.writeFile(encoded);
-          await file.sync();
-        } finally {
-          await file.close();
-        }
-        await rename(temporary, this.#path(layerDigest));
-      } catch (error) {
-        await rm(temporary, { force: true });
-        throw error;
-      }
-      await syncDirectory(directory);
-    });
-    await this.#evict(layerDigest);
+    await this.#cancel(layerDigest);
+    await this.#write(layerDigest, encoded);
   }
 
-  /** Forgets the index of a layer; readers that have it open keep it. */
+  /** Forgets the index of a layer, be it on its way; readers that have it open keep it. */
   async remove(layerDigest: Digest): Promise<void> {
-    await rm(this.#path(layerDigest), { force: true });
+    await this.#cancel(layerDigest);
+    await this.#unlink(layerDigest);
   }
 
   /** The layers that have an index here. */
@@ -151,7 +154,9 @@ export class IndexStore {
 
   /** Resolves when no index is being fetched in the background any more. */
   async settled(): Promise<void> {
-    while (this.#background.size > 0) await Promise.allSettled(this.#background);
+    while (this.#background.size > 0) {
+      await Promise.all([...this.#background.values()].map(({ done }) => done));
+    }
   }
 
   /** Ends what runs in the background. */
@@ -169,35 +174,75 @@ export class IndexStore {
     const source = new SwitchingSource(prefixedSource(prefix, remote));
     const reader = await openLayerIndex(source, { headDigest, signal });
     if (reader.head.layerDigest !== layerDigest) throw corruptIndex("it is of another layer");
-    const work = this.#complete(layerDigest, digest, prefix, remote, source).catch(
-      (error: unknown) => {
-        if (isClipError(error, "ABORTED")) return;
-        const fields = { layer: layerDigest, index: digest, error: describeError(error) };
-        this.#options.log.warn(fields, "a published index cannot be kept");
-      },
-    );
-    this.#background.add(work);
-    work.finally(() => this.#background.delete(work)).catch(() => {});
+    while (this.#background.has(layerDigest)) await this.#cancel(layerDigest);
+    this.#keepInBackground(layerDigest, { digest, prefix, remote, source });
     return reader;
+  }
+
+  #keepInBackground(layerDigest: Digest, adopted: Adopted): void {
+    const controller = new AbortController();
+    const signal = AbortSignal.any([this.#closing.signal, controller.signal]);
+    const done = this.#complete(layerDigest, adopted, signal)
+      .catch((error: unknown) => {
+        if (signal.aborted) return;
+        const fields = { layer: layerDigest, index: adopted.digest, error: describeError(error) };
+        this.#options.log.warn(fields, "a published index cannot be kept");
+      })
+      .finally(() => {
+        if (this.#background.get(layerDigest) === fetch) this.#background.delete(layerDigest);
+      });
+    const fetch: Fetch = { controller, done };
+    this.#background.set(layerDigest, fetch);
   }
 
   async #complete(
     layerDigest: Digest,
-    digest: Digest,
-    prefix: Buffer,
-    remote: RangeSource,
-    source: SwitchingSource,
+    { digest, prefix, remote, source }: Adopted,
+    signal: AbortSignal,
   ): Promise<void> {
-    const { signal } = this.#closing;
     const rest =
       prefix.length < remote.size
         ? await remote.read(prefix.length, remote.size - prefix.length, signal)
         : Buffer.alloc(0);
     const encoded = Buffer.concat([prefix, rest]);
     if (digestOf(encoded) !== digest) throw corruptIndex("it does not match its digest");
-    await this.put(layerDigest, encoded);
+    signal.throwIfAborted();
+    await this.#write(layerDigest, encoded);
     const local = await fileSource(this.#path(layerDigest));
     if (local !== undefined) await source.switchTo(local);
+  }
+
+  /** Gives up what is being fetched of a layer's index: it must not come after what is done now. */
+  async #cancel(layerDigest: Digest): Promise<void> {
+    const fetch = this.#background.get(layerDigest);
+    fetch?.controller.abort();
+    await fetch?.done;
+  }
+
+  async #write(layerDigest: Digest, encoded: Buffer): Promise<void> {
+    const { directory } = this.#options;
+    const temporary = join(directory, `${randomUUID()}${temporarySuffix}`);
+    await attempt(directory, async () => {
+      try {
+        const file = await open(temporary, "wx", 0o600);
+        try {
+          await file.writeFile(encoded);
+          await file.sync();
+        } finally {
+          await file.close();
+        }
+        await rename(temporary, this.#path(layerDigest));
+      } catch (error) {
+        await rm(temporary, { force: true });
+        throw error;
+      }
+      await syncDirectory(directory);
+    });
+    await this.#evict(layerDigest);
+  }
+
+  async #unlink(layerDigest: Digest): Promise<void> {
+    await rm(this.#path(layerDigest), { force: true });
   }
 
   async #evict(kept: Digest): Promise<void> {
@@ -212,7 +257,7 @@ export class IndexStore {
       if (total <= bytesMax) return;
       if (digest === kept) continue;
       log.info({ layer: digest, bytes: size }, "the oldest index is removed to make room");
-      await this.remove(digest);
+      await this.#unlink(digest);
       total -= size;
     }
   }
