@@ -73,6 +73,8 @@ interface ActiveLayer {
   index?: LayerIndexReader | undefined;
   /** Sources of the blob that have something open. */
   sources: readonly { close(): Promise<void> }[];
+  /** What the session was told: which spans may be read from the file. */
+  spanPresent: Uint8Array;
 }
 
 /** A repository that may have a blob. */
@@ -114,6 +116,7 @@ export class ActiveLayers {
     let file: LayerFile | undefined;
     try {
       const image = await this.#options.loadImage(record);
+      this.#hide(record.number);
       file = await cache.openLayer(record.layerDigest, spanTableOf(head));
       const shared = this.#options.cluster?.source(head);
       const places = this.#placesOf(record, head);
@@ -141,7 +144,10 @@ export class ActiveLayers {
       };
       if (this.#active.has(record.number)) session.replaceLayer(served);
       else session.addLayer(served);
-      this.#active.set(record.number, { record, blob, index, sources: [alternate, whole] });
+      this.#active.set(record.number, {
+        ...{ record, blob, index, spanPresent },
+        sources: [alternate, whole],
+      });
       return blob;
     } catch (error) {
       if (file !== undefined) await cache.closeLayer(record.layerDigest);
@@ -151,21 +157,13 @@ export class ActiveLayers {
   }
 
   /** Serves a layer that is complete on disk, at `dataPath`. */
-  async addComplete(record: LayerRecord, dataPath: string): Promise<void> {
-    const image = await this.#options.loadImage(record);
-    const boundaries = record.size === 0 ? [0] : [0, record.size];
-    const spanStarts = new Float64Array(new SharedArrayBuffer(boundaries.length * 8));
-    spanStarts.set(boundaries);
-    const spanPresent = new Uint8Array(new SharedArrayBuffer(boundaries.length - 1)).fill(1);
-    this.#options.session.addLayer({
-      number: record.number,
-      size: record.size,
-      dataPath,
-      spanStarts,
-      spanPresent,
-      ...(image === undefined ? {} : { tree: { image } }),
-    });
-    this.#active.set(record.number, { record, sources: [] });
+  addComplete(record: LayerRecord, dataPath: string): Promise<void> {
+    return this.#addWhole(record, dataPath, 1);
+  }
+
+  /** Serves a layer of which nothing can be read before its index has been had again. */
+  addMissing(record: LayerRecord, dataPath: string): Promise<void> {
+    return this.#addWhole(record, dataPath, 0);
   }
 
   /** Answers a read that the FUSE threads could not. */
@@ -219,9 +217,15 @@ export class ActiveLayers {
   async suspend(number: number): Promise<LayerIndexReader | undefined> {
     const active = this.#active.get(number);
     if (active === undefined) return undefined;
-    const { record, blob, index } = active;
-    await this.#close({ ...active, index: undefined });
-    this.#active.set(number, { record, ...(blob && { blob }), sources: [] });
+    const { record, blob, index, spanPresent } = active;
+    await this.#close({ ...active, index: undefined }).catch((error: unknown) => {
+      // What was open is closed all the same, and what was written is synced before it is claimed.
+      const fields = { layer: record.layerDigest, number, error: describeError(error) };
+      this.#options.log.warn(fields, "what was open of a layer could not be closed well");
+    });
+    // What is claimed has been noted by now.
+    this.#hide(number);
+    this.#active.set(number, { record, ...(blob && { blob }), sources: [], spanPresent });
     return index;
   }
 
@@ -256,11 +260,50 @@ export class ActiveLayers {
     }
   }
 
+  async #addWhole(record: LayerRecord, dataPath: string, present: 0 | 1): Promise<void> {
+    const image = await this.#options.loadImage(record);
+    const boundaries = record.size === 0 ? [0] : [0, record.size];
+    const spanStarts = new Float64Array(new SharedArrayBuffer(boundaries.length * 8));
+    spanStarts.set(boundaries);
+    const spanPresent = new Uint8Array(new SharedArrayBuffer(boundaries.length - 1)).fill(present);
+    this.#options.session.addLayer({
+      number: record.number,
+      size: record.size,
+      dataPath,
+      spanStarts,
+      spanPresent,
+      ...(image === undefined ? {} : { tree: { image } }),
+    });
+    this.#active.set(record.number, { record, sources: [], spanPresent });
+  }
+
+  /**
+   * Has every read of a layer handed over, and so wait, until it is added again: another file, maybe
+   * an empty one, may take the place of the one that the FUSE threads know by its path.
+   */
+  #hide(number: number): void {
+    const spanPresent = this.#active.get(number)?.spanPresent;
+    spanPresent?.forEach((_, span) => Atomics.store(spanPresent, span, 0));
+  }
+
+  /** Closes everything, also when some of it fails to close. */
   async #close({ record, blob, index, sources }: ActiveLayer): Promise<void> {
-    await blob?.close();
-    for (const source of sources) await source.close();
-    if (blob !== undefined) await this.#options.cache.closeLayer(record.layerDigest);
-    await index?.close();
+    const { cache } = this.#options;
+    const steps = [
+      () => blob?.close(),
+      ...sources.map((source) => () => source.close()),
+      () => (blob === undefined ? undefined : cache.closeLayer(record.layerDigest)),
+      () => index?.close(),
+    ];
+    const failures: unknown[] = [];
+    for (const step of steps) {
+      try {
+        await step();
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+    if (failures.length > 0) throw failures[0];
   }
 
   #registrySource(index: SpanIndex, places: () => Place[]): RegistrySource {
