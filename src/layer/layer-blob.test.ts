@@ -277,3 +277,14 @@ void test("once no source answers for a span that was given up, the rest is not 
   assert.equal(await blob.restore([0, 1, 2, 3], signal), 3);
   await close();
 });
+
+void test("once some spans that were given up have come wrong, the rest is not asked for", async () => {
+  const layer = fakeLayer(8, 1000);
+  // What comes is that of another layer.
+  const source = new FakeSource(fakeLayer(8, 1000, "other"));
+  const { blob, close } = await openBlob(layer, [source]);
+  const spans = layer.head.spans.map((_, span) => span);
+  assert.equal(await blob.restore(spans, new AbortController().signal), 0);
+  assert.deepEqual(new Set(source.requests.map(({ start }) => start)), new Set([0, 1000, 2000]));
+  await close();
+});

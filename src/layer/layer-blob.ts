@@ -18,6 +18,9 @@ export interface LayerBlobOptions extends SpanFetcherOptions {
 /** How often a read looks for a span that comes and goes. */
 const attemptsMax = 4;
 
+/** How many spans may come wrong before the others are not asked for. */
+const wrongSpansMax = 3;
+
 /** A part of the background fill. */
 export interface FillStep {
   /** The span after it. */
@@ -87,20 +90,23 @@ export class LayerBlob {
   }
 
   /**
-   * Fetches spans that were given up, and keeps them. Once no source has answered for one, the rest is
-   * not asked for: each would take as long to fail. Whoever reads there tries again.
+   * Fetches spans that were given up, and keeps them. Once no source has answered for one, or some have
+   * come wrong, the rest is not asked for: each would take as long to fail. Whoever reads there tries
+   * again.
    * @returns how many of them are on disk now; what cannot be had, or kept, is left out
    * @throws ClipError ABORTED
    */
   async restore(spans: readonly number[], signal: AbortSignal): Promise<number> {
     const isLeft = (span: number) => !this.file.has(span);
+    let wrong = 0;
     for (const span of spans) {
       try {
         this.#fetcher.start(span, span);
         if (this.#fetcher.isInFlight(span)) await this.#fetcher.waitUntilKept(span, signal);
       } catch (error) {
         if (signal.aborted) throw error;
-        const othersMayCome = isAboutOneSpan(error);
+        if (!isClipError(error, "ABORTED")) wrong++;
+        const othersMayCome = isAboutOneSpan(error) && wrong < wrongSpansMax;
         const left = othersMayCome ? 1 : spans.filter(isLeft).length;
         const fields = { layer: this.head.layerDigest, span, left, error: describeError(error) };
         this.#options.log.warn(fields, "damaged spans cannot be fetched now");
@@ -219,6 +225,11 @@ export class LayerBlob {
     log.warn(fields, "a span on disk cannot be read, and is fetched again");
     onLost?.();
   }
+}
+
+/** The spans of a layer that are not on disk. */
+export function missingSpans({ file }: Pick<LayerBlob, "file">): number[] {
+  return [...file.spanPresent.keys()].filter((span) => !file.has(span));
 }
 
 /** Whether other spans may be had nevertheless: this one came wrong, or whoever fetched it gave up. */
