@@ -3,14 +3,16 @@
  * is made anew when it has been lost.
  */
 import type { Digest } from "../base/digest.ts";
-import { ClipError, isClipError } from "../base/errors.ts";
+import { ClipError, describeError, isClipError } from "../base/errors.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
 import type { LayerIndexReader } from "../index/reader.ts";
+import type { Log } from "../telemetry/log.ts";
 import type { LayerPreparer, OnPulled } from "./layer-preparer.ts";
 import type { MetaImages } from "./meta-images.ts";
 import type { BlobRecord, LayerRecord, LayerRecords } from "./records.ts";
 import type { LayerTarget } from "./target.ts";
 import type { TrustedIndexes } from "./trusted-indexes.ts";
+import type { Verification } from "./verification.ts";
 
 /** Bound of making a layer ready again of which something was lost. */
 const recoveryMs = 10 * 60_000;
@@ -22,6 +24,9 @@ export interface LayerPartsOptions {
   indexes: TrustedIndexes;
   records: LayerRecords;
   cache: DiskCache;
+  /** Reads a complete layer, and makes its metadata image if that is missing. */
+  verify: (record: LayerRecord, path: string, signal: AbortSignal) => Promise<Verification>;
+  log: Log;
 }
 
 /** The parts of all layers; see the module. Calls for one layer must not overlap. */
@@ -64,7 +69,7 @@ export class LayerParts {
     const own = records.byDiffId(diffId)?.layerDigest;
     const isOther = ({ layerDigest }: BlobRecord) => (layerDigest === own ? 0 : 1);
     const blobs = records.blobs(diffId).sort((a, b) => isOther(a) - isOther(b));
-    const signal = AbortSignal.any([this.#stopping.signal, AbortSignal.timeout(recoveryMs)]);
+    const signal = AbortSignal.any([this.stopping, AbortSignal.timeout(recoveryMs)]);
     let failure: unknown;
     for (const blob of blobs) {
       try {
@@ -102,17 +107,18 @@ export class LayerParts {
    * @returns the layer, which may be made of another blob now
    */
   async ensureImage(record: LayerRecord): Promise<LayerRecord> {
-    const { metaImages } = this.#options;
-    const { layerDigest } = record;
-    if (await metaImages.has(layerDigest)) return record;
-    const index = await this.#options.indexes.open(layerDigest);
-    if (index === undefined) return this.prepareAnew(record.diffId);
-    try {
-      await metaImages.make(index);
-      return record;
-    } finally {
-      await index.close();
-    }
+    return (await this.#makeImage(record)) ? record : this.prepareAnew(record.diffId);
+  }
+
+  /** Whether a layer can be served with what is on disk; its metadata image is there then. */
+  async isOnDisk(record: LayerRecord): Promise<boolean> {
+    const { cache, indexes } = this.#options;
+    const { layerDigest, size } = record;
+    if (!(await this.#makeImage(record))) return false;
+    if ((await cache.completePath(layerDigest, size)) !== undefined) return true;
+    const index = await indexes.open(layerDigest);
+    await index?.close();
+    return index !== undefined;
   }
 
   /**
@@ -166,6 +172,11 @@ export class LayerParts {
     this.#freshIndexes.delete(number);
   }
 
+  /** Fires when layers are not made ready again any more. */
+  get stopping(): AbortSignal {
+    return this.#stopping.signal;
+  }
+
   /** Gives up making layers ready again. */
   stop(): void {
     this.#stopping.abort();
@@ -173,6 +184,48 @@ export class LayerParts {
 
   async close(): Promise<void> {
     for (const number of [...this.#freshIndexes.keys()]) await this.forget(number);
+  }
+
+  /** Whether the metadata image of a layer is there, or could be made of what is on disk. */
+  async #makeImage(record: LayerRecord): Promise<boolean> {
+    const { metaImages, indexes, cache } = this.#options;
+    const { layerDigest, size } = record;
+    if (await metaImages.has(layerDigest)) return true;
+    const index = await indexes.open(layerDigest);
+    if (index !== undefined && (await this.#makeImageFrom(index))) return true;
+    const path = await cache.completePath(layerDigest, size);
+    return path !== undefined && this.#makeImageFromArchive(record, path);
+  }
+
+  /** Whether there was a file table in an index, which is closed here, and removed if not. */
+  async #makeImageFrom(index: LayerIndexReader): Promise<boolean> {
+    const { metaImages, indexes, log } = this.#options;
+    const { layerDigest } = index.head;
+    try {
+      await metaImages.make(index);
+      return true;
+    } catch (error) {
+      if (!isClipError(error, "CORRUPT_INDEX")) throw error;
+      const fields = { layer: layerDigest, error: describeError(error) };
+      log.warn(fields, "a kept index is damaged, and is removed");
+      await indexes.remove(layerDigest);
+      return false;
+    } finally {
+      await index.close();
+    }
+  }
+
+  async #makeImageFromArchive(record: LayerRecord, path: string): Promise<boolean> {
+    const { verify, log } = this.#options;
+    try {
+      const { digest } = await verify(record, path, this.stopping);
+      return digest === record.diffId;
+    } catch (error) {
+      if (!isClipError(error, "CORRUPT_LAYER")) throw error;
+      const fields = { layer: record.layerDigest, error: describeError(error) };
+      log.warn(fields, "no metadata image can be made of a complete layer");
+      return false;
+    }
   }
 
   #targetOf(record: LayerRecord, layerDigest: Digest): LayerTarget {

@@ -113,7 +113,8 @@ export class Layers {
       pullConnections: options.pullConnections ?? 4,
     });
     this.#parts = new LayerParts({
-      ...{ preparer, records, cache, indexes: trusted, metaImages: this.#metaImages },
+      ...{ preparer, records, cache, indexes: trusted, metaImages: this.#metaImages, log },
+      verify: (record, path, signal) => this.#upkeep.verifyWhole(record, path, signal),
     });
     this.#active = new ActiveLayers({
       ...cluster,
