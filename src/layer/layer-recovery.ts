@@ -3,7 +3,7 @@
  * is pulled whole, and goes on under its number; if the index has shown what is not so, the layer is
  * condemned.
  */
-import { open } from "node:fs/promises";
+import { open, type FileHandle } from "node:fs/promises";
 import { ClipError, describeError } from "../base/errors.ts";
 import type { KeyedQueue } from "../base/keyed-queue.ts";
 import type { DiskCache } from "../cache/disk-cache.ts";
@@ -13,8 +13,8 @@ import type { ActiveLayers } from "./active-layers.ts";
 import type { BackgroundFill } from "./background-fill.ts";
 import type { ClusterTier } from "./cluster/cluster-tier.ts";
 import type { LayerCounters } from "./counters.ts";
-import { overwriteFormer } from "./former-file.ts";
-import type { LayerBlob } from "./layer-blob.ts";
+import { isFormer, overwriteFormer } from "./former-file.ts";
+import { missingSpans, type LayerBlob } from "./layer-blob.ts";
 import type { LayerMounting } from "./layer-mounting.ts";
 import type { LayerMounts } from "./layer-mounts.ts";
 import type { LayerParts } from "./layer-parts.ts";
@@ -137,7 +137,7 @@ export class LayerRecovery {
         log.error({ layer, number }, "the index of a layer has lied; the layer is made ready anew");
         return undefined;
       }
-      if (device !== undefined) await overwriteFormer(device, replaced.file.path);
+      if (device !== undefined) await this.#overwrite(device, replaced);
       counters.recoveries++;
       log.warn({ layer, number }, "a layer with a wrong index was pulled whole, and goes on");
       return replaced;
@@ -204,6 +204,17 @@ export class LayerRecovery {
     if (index !== undefined) await indexes.distrust(index);
     // Before the right one is shared.
     await cluster?.distrust(blob.head);
+  }
+
+  /** Puts the file right that the kernel reads, if the one of `blob` has come in its place. */
+  async #overwrite(device: FileHandle, blob: LayerBlob): Promise<void> {
+    const { parts, log } = this.#options;
+    if (!(await isFormer(device, blob.file.path))) return;
+    // Nothing, unless it could not be recorded that the layer is complete.
+    await blob.restore(missingSpans(blob), parts.stopping);
+    if (await overwriteFormer(device, blob.file)) return;
+    const layer = blob.head.layerDigest;
+    log.error({ layer }, "a file that the kernel reads could not be put right");
   }
 
   /** The layer could not be replaced after all. */

@@ -2,7 +2,7 @@
  * Finds what has gone bad on disk, has it served no more, and puts the right bytes in its place. A file
  * that the kernel reads by itself, as the device of an EROFS mount, is only ever written over.
  */
-import { open } from "node:fs/promises";
+import { open, type FileHandle } from "node:fs/promises";
 import { join } from "node:path";
 import type { Digest } from "../base/digest.ts";
 import { ClipError, describeError } from "../base/errors.ts";
@@ -13,8 +13,8 @@ import type { LayerHead } from "../index/model.ts";
 import type { Log } from "../telemetry/log.ts";
 import type { ActiveLayers } from "./active-layers.ts";
 import type { LayerCounters } from "./counters.ts";
-import { overwriteFormer } from "./former-file.ts";
-import type { LayerBlob } from "./layer-blob.ts";
+import { isFormer, overwriteFormer } from "./former-file.ts";
+import { missingSpans, type LayerBlob } from "./layer-blob.ts";
 import type { LayerMounts } from "./layer-mounts.ts";
 import type { LayerParts } from "./layer-parts.ts";
 import type { MetaImages } from "./meta-images.ts";
@@ -98,11 +98,15 @@ export class CacheVerifier {
 
   /**
    * Serves a layer span by span that was served as a whole, since something of it cannot be read.
-   * @throws ClipError what keeps its index from being had
+   * @throws ClipError CLOSED when it has been let go, and what keeps its index from being had
    */
-  async reopen(record: LayerRecord): Promise<LayerBlob> {
-    const { queue, active } = this.#options;
-    return queue.run(record.diffId, async () => active.blob(record.number) ?? this.#open(record));
+  async reopen({ number, diffId }: LayerRecord): Promise<LayerBlob> {
+    const { queue, active, records } = this.#options;
+    return queue.run(diffId, async () => {
+      const record = records.byNumber(number);
+      if (record?.number !== number) throw new ClipError("CLOSED", "the layer has been let go");
+      return active.blob(number) ?? this.#open(record);
+    });
   }
 
   async #checkData(record: LayerRecord, options: CheckOptions) {
@@ -172,8 +176,8 @@ export class CacheVerifier {
       let blob = active.blob(number);
       try {
         blob ??= await this.#open(record);
-        if (before !== undefined && (await overwriteFormer(before, blob.file.path))) {
-          return { ...nothing, damaged: 1, repaired: 1 };
+        if (before !== undefined && (await isFormer(before, blob.file.path))) {
+          return await this.#healFormer(before, blob, options);
         }
         return await this.#healBlob(blob, spans, isDevice, options);
       } catch (error) {
@@ -211,6 +215,18 @@ export class CacheVerifier {
     if (repaired < missing.length || !wasComplete) fill(blob);
     else if (missing.length > 0) await file.markComplete();
     return { ...nothing, damaged: missing.length, repaired };
+  }
+
+  /** The kernel reads a file in the place of which the one of `blob` has come. */
+  async #healFormer(former: FileHandle, blob: LayerBlob, options: CheckOptions) {
+    await blob.restore(missingSpans(blob), options.signal);
+    const isWhole = await overwriteFormer(former, blob.file);
+    if (!isWhole) {
+      const layer = blob.head.layerDigest;
+      this.#options.log.error({ layer }, "a file that the kernel reads could not be put right");
+      this.#options.fill(blob);
+    }
+    return { ...nothing, damaged: 1, repaired: isWhole ? 1 : 0 };
   }
 
   /** Nothing is known of the layer but that it is wrong. */
@@ -285,10 +301,6 @@ export class CacheVerifier {
 }
 
 const nothing = { spans: 0, bytes: 0, damaged: 0, repaired: 0 };
-
-function missingSpans({ file }: LayerBlob): number[] {
-  return [...file.spanPresent.keys()].filter((span) => !file.has(span));
-}
 
 function noIndex({ layerDigest }: LayerRecord): ClipError {
   return new ClipError("REGISTRY_NOT_FOUND", `no index of ${layerDigest} can be had`);
