@@ -2,13 +2,13 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { open, rm } from "node:fs/promises";
+import { mkdir, open, readdir, rm, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { after, afterEach, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { pino } from "pino";
-import { digestOf } from "../src/base/digest.ts";
+import { digestKey, digestOf } from "../src/base/digest.ts";
 import type { LayerTarget } from "../src/layer/target.ts";
 import { run } from "./harness/command.ts";
 import { makeBase } from "./harness/fixtures.ts";
@@ -128,6 +128,14 @@ function ruin({ layerDigest, compressedSize }: LayerTarget): void {
     response.end(Buffer.alloc(last - first + 1, 0xee));
     return true;
   });
+}
+
+/** Writes other bytes to a file of a node. */
+async function damage(name: string, file: string, offset: number, length: number): Promise<void> {
+  const opened = await open(sandbox.path(name, "root", file), "r+");
+  await opened.write(Buffer.alloc(length, 0xaa), 0, length, offset);
+  await opened.sync();
+  await opened.close();
 }
 
 const damages = {
@@ -341,6 +349,115 @@ for (const mode of mountModes) {
   });
 }
 
+for (const mode of mountModes) {
+  for (const state of ["complete", "lazy"] as const) {
+    test(`with ${mode}, a ${state} layer is mounted whose kept index and metadata image are of no use`, async () => {
+      const name = `${mode}-${state}-kept`;
+      const target = await layer.push(name, [(await rightIndex(layer)).encoded]);
+      const first = await startNode(name, { mode, lookup: state === "lazy" });
+      const number = await first.layers.ensure(target);
+      await first.indexes.settled();
+      const kept = (await first.indexes.open(target.layerDigest)) ?? assert.fail();
+      const { head, spans, files } = kept.sizes;
+      await kept.close();
+      await first.close();
+      await damage(name, join("index", digestKey(target.layerDigest)), head + spans, files);
+      await rm(sandbox.path(name, "root/meta"), { recursive: true });
+      const second = await startNode(name, { mode });
+      if (state === "complete") ruin(target);
+      const { path } = await second.layers.mount(number);
+      assert.equal(await run("cat", [join(path, "small")]), "small");
+      assert.equal(await sha256(join(path, "large")), layer.large);
+      assert.equal(second.layers.counters.wholePulls, 0);
+    });
+  }
+}
+
+test("a layer whose index has gone does not keep others from being served, and is read once it is there", async () => {
+  const name = "resumed";
+  const target = await layer.push(name, [(await rightIndex(layer)).encoded]);
+  const node = await startNode(name, { mode: "erofs" });
+  const { path } = await node.layers.mount(await node.layers.ensure(target));
+  await node.indexes.settled();
+  const gate = Promise.withResolvers<void>();
+  undo.push(async () => gate.resolve());
+  let requests = 0;
+  const layers = await node.takeOver(async () => {
+    await node.indexes.remove(target.layerDigest);
+    layer.registry.interfere(async () => {
+      requests++;
+      await gate.promise;
+      return false;
+    });
+  });
+  const sum = sha256(join(path, "large"));
+  await until(() => requests > 0, "the read");
+  gate.resolve();
+  assert.equal(await sum, layer.large);
+  assert.equal(layers.counters.readErrors, 0);
+});
+
+test("a mounted layer that could not be served is served again by the next mount", async () => {
+  const name = "served-again";
+  const target = await layer.push(name, [(await rightIndex(layer)).encoded]);
+  const node = await startNode(name, { mode: "erofs" });
+  const number = await node.layers.ensure(target);
+  const { path } = await node.layers.mount(number);
+  await node.indexes.settled();
+  const file = sandbox.path(name, "root/cache", digestKey(target.layerDigest));
+  const layers = await node.takeOver(async () => {
+    await rm(file);
+    await mkdir(file);
+  });
+  assert.equal(node.said("a mounted layer cannot be served"), 1);
+  await rmdir(file);
+  assert.equal((await layers.mount(number)).path, path);
+  assert.equal(await sha256(join(path, "large")), layer.large);
+});
+
+test("a read of a layer that is being let go does not bring it back", async () => {
+  const name = "let-go";
+  const target = await layer.push(name, []);
+  const first = await startNode(name, { mode: "fuse" });
+  const number = await first.layers.ensure(target);
+  await first.close();
+  const { layers, indexes } = await startNode(name, { mode: "fuse" });
+  const encoded = await indexes.encoded(target.layerDigest);
+  await indexes.remove(target.layerDigest);
+  await layers.mount(number);
+  await indexes.put(target.layerDigest, encoded ?? assert.fail());
+  const released = layers.release(number);
+  const { signal } = new AbortController();
+  await new Promise<void>((resolve, reject) => {
+    const reply = () => reject(new Error("the layer has gone"));
+    const fail = () => resolve();
+    layers.handleRead({ layer: number, offset: 0, length: 1, unique: 0n, signal, reply, fail });
+  });
+  await released;
+  assert.deepEqual(await readdir(sandbox.path(name, "root/cache")), []);
+});
+
+test("with erofs, the file that the kernel reads is put right from a blob that comes lazily", async () => {
+  const name = "device-other";
+  const target = await layer.push(name, []);
+  const { encoded } = await rightIndex({ layer: layer.other });
+  const other = await layer.push(`${name}-blob`, [encoded], { blob: layer.other });
+  const first = await startNode(name, { mode: "erofs" });
+  const number = await first.layers.ensure(target);
+  assert.equal(await first.layers.ensure(other), number);
+  await first.close();
+  await rm(sandbox.path(name, "root/index"), { recursive: true });
+  const { layers } = await startNode(name, { mode: "erofs" });
+  const { path } = await layers.mount(number);
+  await damage(name, join("cache", digestKey(target.layerDigest)), 1 << 20, 2 << 20);
+  ruin(target);
+  const { signal } = new AbortController();
+  const [check] = await layers.verifyCache({ repair: true, signal });
+  assert.deepEqual([check?.damaged, check?.repaired], [1, 1]);
+  assert.equal((await layers.status())[0]?.layerDigest, other.layerDigest);
+  assert.equal(await sha256(join(path, "large")), layer.large);
+});
+
 test("with erofs, the file that the kernel reads is put right although the kept index is damaged", async () => {
   const name = "device";
   const { encoded, reader } = await rightIndex(layer);
@@ -350,16 +467,10 @@ test("with erofs, the file that the kernel reads is put right although the kept 
   const { path } = await node.layers.mount(number);
   await until(() => node.layers.counters.completed === 1, "the fill");
   await node.layers.mount(number);
-  const key = target.layerDigest.replace(":", "_");
-  const damage = async (file: string, offset: number, length: number) => {
-    const opened = await open(sandbox.path(name, "root", file), "r+");
-    await opened.write(Buffer.alloc(length, 0xaa), 0, length, offset);
-    await opened.sync();
-    await opened.close();
-  };
+  const key = digestKey(target.layerDigest);
   const { total, windows } = reader.sizes;
-  await damage(join("index", key), total - windows, windows);
-  await damage(join("cache", key), 1 << 20, 2 << 20);
+  await damage(name, join("index", key), total - windows, windows);
+  await damage(name, join("cache", key), 1 << 20, 2 << 20);
   const { signal } = new AbortController();
   const [check] = await node.layers.verifyCache({ repair: true, signal });
   assert.ok(check !== undefined && check.damaged > check.repaired, "the index is of no use");

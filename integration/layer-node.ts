@@ -32,6 +32,8 @@ export interface LayerNode {
   indexes: IndexStore;
   /** Stops as a daemon stops that is asked to. */
   close(): Promise<void>;
+  /** Stops the layers, and opens them anew as a daemon does that takes the session over. */
+  takeOver(meanwhile: () => Promise<void>): Promise<Layers>;
   /** Stops as a daemon that dies: the mounts of the layers stay, the FUSE session ends. */
   die(): Promise<void>;
 }
@@ -56,23 +58,34 @@ export async function openNode(directory: string, settings: NodeSettings = {}): 
     onRead: (request) => layers?.handleRead(request),
     log,
   });
-  const opened = await Layers.open({
+  const options: LayersOptions = {
     ...{ root, session, fuseMountpoint, registry, indexes, mode, log },
     ...(lookup && {
       findIndexes: (repository, manifest, signal) =>
         findLayerIndexes(registry, repository, manifest, { log, signal }),
     }),
     ...others,
-  });
-  layers = opened;
+  };
+  const opened = await Layers.open(options);
+  let current = opened;
+  layers = current;
   const stop = async (keepMounts: boolean) => {
-    await opened.close({ keepMounts });
+    await current.close({ keepMounts });
     await session.close();
     await indexes.close();
     await registry.close();
   };
   return {
     ...{ layers: opened, session, registry, indexes },
+    takeOver: async (meanwhile) => {
+      const served = current.numbers();
+      await current.close({ keepMounts: true });
+      for (const number of served) session.removeLayer(number);
+      await meanwhile();
+      current = await Layers.open(options);
+      layers = current;
+      return current;
+    },
     close: () => stop(false),
     die: () => stop(true),
   };

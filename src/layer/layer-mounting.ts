@@ -56,6 +56,21 @@ export class LayerMounting {
     return record;
   }
 
+  /**
+   * Serves a layer that someone has mounted, without anything being fetched for that: others wait.
+   * @returns false if its index has to be had first; that is done for whoever reads it
+   * @throws ClipError SYSTEM_CALL, DISK_FULL
+   */
+  async resume(record: LayerRecord): Promise<boolean> {
+    const { parts, active, cache } = this.#options;
+    if (await parts.isOnDisk(record)) {
+      await this.serve(record);
+      return true;
+    }
+    await active.addMissing(record, cache.dataPath(record.layerDigest));
+    return false;
+  }
+
   /** Ends everything that is done with a layer. Whoever uses one of its mounts keeps it. */
   async end({ number }: LayerRecord): Promise<void> {
     const { parts, mounts, active, fill } = this.#options;
@@ -67,12 +82,15 @@ export class LayerMounting {
   }
 
   async #mountErofs(known: LayerRecord): Promise<string> {
-    const { cache, mounts, metaImages, parts, fuseMountpoint } = this.#options;
+    const { cache, mounts, metaImages, parts, active, fuseMountpoint } = this.#options;
     const { number } = known;
     const path = mounts.path(number);
-    const isComplete = (await cache.completePath(known.layerDigest, known.size)) !== undefined;
     const current = await mounts.current(number);
-    if (current === "local" || (current === "fuse" && !isComplete)) return path;
+    if (current === "local") return path;
+    // What could not be served any more is to be served again, also for those who have it mounted.
+    if (current === "fuse" && !active.has(number)) await this.serve(known);
+    const isComplete = (await cache.completePath(known.layerDigest, known.size)) !== undefined;
+    if (current === "fuse" && !isComplete) return path;
     const record = await parts.ensureImage(known);
     const complete = await cache.completePath(record.layerDigest, record.size);
     if (complete !== undefined) {

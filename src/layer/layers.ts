@@ -20,6 +20,7 @@ import { DemandActivity } from "./demand-activity.ts";
 import { differingDirectory } from "./implied-directories.ts";
 import { IndexLookup } from "./index-lookup.ts";
 import { KeyedQueue } from "../base/keyed-queue.ts";
+import type { LayerBlob } from "./layer-blob.ts";
 import { LayerMounting } from "./layer-mounting.ts";
 import { LayerMounts } from "./layer-mounts.ts";
 import { LayerParts } from "./layer-parts.ts";
@@ -123,7 +124,7 @@ export class Layers {
       openAlternate: (record, digest, signal) => this.#parts.openAlternate(record, digest, signal),
       loadImage: async ({ layerDigest }) =>
         this.mode === "fuse" ? this.#metaImages.load(layerDigest) : undefined,
-      reopen: (record) => this.#upkeep.reopen(record),
+      reopen: (record) => this.#reopen(record),
       recover: (record, blob, error) => this.#recovery.recover(record, blob, error),
       onLost: (blob) => this.#fill?.schedule(blob),
     });
@@ -396,10 +397,20 @@ export class Layers {
     try {
       const record = this.#records.byNumber(number);
       if (record === undefined) throw unknown(number);
-      await this.#mounting.serve(record);
+      if (await this.#mounting.resume(record)) return;
+      this.#log.warn(
+        { number },
+        "the index of a mounted layer has gone: it is had again when read",
+      );
     } catch (error) {
       this.#log.error({ number, error: describeError(error) }, "a mounted layer cannot be served");
     }
+  }
+
+  async #reopen(record: LayerRecord): Promise<LayerBlob> {
+    const blob = await this.#upkeep.reopen(record);
+    this.#fill?.schedule(blob);
+    return blob;
   }
 
   async *#imagesOf(numbers: readonly number[]): AsyncGenerator<ErofsReader> {
