@@ -89,6 +89,7 @@ export class Layers {
     this.#lookup =
       findIndexes === undefined ? undefined : new IndexLookup({ find: findIndexes, log });
     const activity = new DemandActivity();
+    const trusted = new TrustedIndexes({ indexes, records, log });
     this.#cluster =
       options.cluster === undefined
         ? undefined
@@ -99,10 +100,9 @@ export class Layers {
               all: () => records.all(),
               completePath: ({ layerDigest, size }) => cache.completePath(layerDigest, size),
             },
-            ...{ indexes, activity, log },
+            ...{ indexes: trusted, activity, log },
           });
     const cluster = this.#cluster === undefined ? {} : { cluster: this.#cluster };
-    const trusted = new TrustedIndexes({ indexes, records, log });
     this.#pulls = new Semaphore(options.concurrentPulls ?? 3);
     const preparer = new LayerPreparer({
       ...cluster,

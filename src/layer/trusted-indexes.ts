@@ -40,6 +40,13 @@ export class TrustedIndexes {
     return undefined;
   }
 
+  /** The whole index of a layer that is kept here, as it is stored; undefined when there is none. */
+  async encoded(layerDigest: Digest): Promise<Buffer | undefined> {
+    const reader = await this.open(layerDigest);
+    await reader?.close();
+    return reader === undefined ? undefined : this.#options.indexes.encoded(layerDigest);
+  }
+
   /** As {@link open}, if the index fits the layer. */
   async openFor(target: LayerTarget): Promise<LayerIndexReader | undefined> {
     const reader = await this.open(target.layerDigest);

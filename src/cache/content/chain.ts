@@ -32,8 +32,9 @@ export interface ChainMember {
  *   then it is not known. Members named in `except` are not asked.
  * - `store` puts the object into every member that takes it, one after the other, reading the
  *   source anew for each. One that fails does not keep the others from being tried, but is thrown
- *   at the end: store again later, and the others say `present`. Otherwise `stored` if any stored
- *   it, `present` if none had to, `refused` if none takes it.
+ *   at the end: store again later, and the others say `present`, also with `replace` if they are
+ *   named in `replaced`. Otherwise `stored` if any stored it, `present` if none had to, `refused` if
+ *   none takes it.
  * - `remove` removes it from all members but the read-only ones, or from the one named in `only`.
  */
 export function chainOf(members: readonly ChainMember[]): ContentCache {
@@ -75,7 +76,9 @@ class ChainedCache implements ContentCache {
     for (const { cache, objectBytesMax = Infinity, readOnly = false } of this.#members) {
       if (readOnly || source.size > objectBytesMax) continue;
       try {
-        outcomes.push(await cache.store(key, source, options));
+        const replace = options.replace === true && options.replaced?.has(cache.name) !== true;
+        outcomes.push(await cache.store(key, source, { ...options, replace }));
+        if (replace) options.replaced?.add(cache.name);
       } catch (error) {
         failures.push(asCacheFault(error));
       }

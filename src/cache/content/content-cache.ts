@@ -53,6 +53,11 @@ export interface ReadOptions extends CallOptions {
 export interface StoreOptions extends CallOptions {
   /** Put the object in place of the one that is there, to repair it. */
   replace?: boolean | undefined;
+  /**
+   * Names of caches that have done so in an earlier attempt: a chain has them keep what they have, and
+   * adds those that do it in this one.
+   */
+  replaced?: Set<string> | undefined;
 }
 
 /** What to remove. */

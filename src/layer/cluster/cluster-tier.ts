@@ -6,11 +6,11 @@ import { decodePreamble } from "../../index/format.ts";
 import type { LayerHead } from "../../index/model.ts";
 import type { PublishedIndex } from "../../index/published.ts";
 import { bufferSource } from "../../index/sources.ts";
-import type { IndexStore } from "../../index/store.ts";
 import type { Log } from "../../telemetry/log.ts";
 import type { DemandActivity } from "../demand-activity.ts";
 import type { SpanSource } from "../span-source.ts";
 import type { LayerTarget } from "../target.ts";
+import type { TrustedIndexes } from "../trusted-indexes.ts";
 import { CachedSource } from "./cached-source.ts";
 import type { ClusterCounters, ClusterOptions, SharedLayer } from "./cluster-options.ts";
 import { Hedge } from "./hedge.ts";
@@ -29,7 +29,7 @@ export interface ClusterTierParts extends ClusterOptions {
   /** Database of what is to be stored. */
   queuePath: string;
   layers: LocalLayers;
-  indexes: IndexStore;
+  indexes: TrustedIndexes;
   activity: DemandActivity;
   log: Log;
 }

@@ -15,6 +15,8 @@ import { IndexStore } from "../../index/store.ts";
 import { silentLog } from "../../telemetry/log.ts";
 import { DemandActivity } from "../demand-activity.ts";
 import { fakeLayer } from "../fakes.ts";
+import { LayerRecords } from "../records.ts";
+import { TrustedIndexes } from "../trusted-indexes.ts";
 import { LayerStores } from "./layer-stores.ts";
 import { SharedObjects } from "./shared-objects.ts";
 import { StoreQueue } from "./store-queue.ts";
@@ -31,14 +33,12 @@ const objectsOfLayer = 2;
 /** `shared` takes the place of the cache in memory. */
 async function setUp(shared?: ContentCache) {
   const directory = await mkdtemp(join(base, "d-"));
-  const indexes = new IndexStore({
-    directory: join(directory, "i"),
-    bytesMax: 1e9,
-    log: silentLog,
-  });
-  await indexes.start();
+  const kept = new IndexStore({ directory: join(directory, "i"), bytesMax: 1e9, log: silentLog });
+  await kept.start();
   const windows = fake.head.spans.map(() => Buffer.alloc(0));
-  await indexes.put(layerDigest, encodeLayerIndex({ head: fake.head, entries: [], windows }));
+  await kept.put(layerDigest, encodeLayerIndex({ head: fake.head, entries: [], windows }));
+  const records = LayerRecords.open(join(directory, "layers.db"));
+  const indexes = new TrustedIndexes({ indexes: kept, records, log: silentLog });
   const file = join(directory, "layer");
   await writeFile(file, fake.bytes);
   const cache = new MemoryCache();
@@ -65,7 +65,7 @@ async function setUp(shared?: ContentCache) {
       log: pino({ level: "debug", base: null, timestamp: false }, { write }),
       backoffMsMin: 5,
     });
-  return { cache, objects, counters, state, activity, lines, file, queue, open };
+  return { cache, objects, counters, state, activity, lines, file, kept, indexes, queue, open };
 }
 
 async function until(condition: () => boolean): Promise<void> {
@@ -132,6 +132,49 @@ test("a member of a chain that is down does not keep a layer from the others", a
   await until(() => stores.length === 0);
   assert.equal(near.objects.size, objectsOfLayer);
   assert.equal(counters.stored, 1);
+  await stores.close();
+});
+
+test("what is put in place of a wrong layer is uploaded once to each member, whoever fails", async () => {
+  const near = new MemoryCache("near");
+  const far = new MemoryCache("far");
+  const { objects, counters, open } = await setUp(chainOf([{ cache: near }, { cache: far }]));
+  const keys = [objects.layerKey(layer), objects.indexKey(layerDigest)];
+  for (const cache of [near, far]) {
+    for (const key of keys) cache.objects.set(key, Buffer.from("wrong"));
+  }
+  far.before = () => Promise.reject(new ClipError("CACHE_UNAVAILABLE", "down"));
+  const stores = open();
+  stores.add(layer, true);
+  await until(() => counters.storeErrors === 1);
+  const uploaded = keys.map((key) => near.objects.get(key));
+  await until(() => counters.storeErrors === 3);
+  for (const [at, key] of keys.entries()) assert.equal(near.objects.get(key), uploaded[at]);
+  const layerKey = keys[0] ?? assert.fail();
+  // It has gone wrong again since.
+  near.objects.set(layerKey, Buffer.from("wrong"));
+  stores.add(layer, true);
+  await until(() => near.objects.get(layerKey)?.equals(fake.bytes) === true);
+  far.before = () => Promise.resolve();
+  await until(() => stores.length === 0);
+  assert.ok(far.objects.get(layerKey)?.equals(fake.bytes));
+  assert.deepEqual([counters.stored, counters.repaired, counters.alreadyStored], [1, 1, 0]);
+  await stores.close();
+});
+
+test("an index that has lied is not stored", async () => {
+  const { cache, counters, kept, indexes, open } = await setUp();
+  const reader = (await indexes.open(layerDigest)) ?? assert.fail();
+  await reader.close();
+  const encoded = await indexes.encoded(layerDigest);
+  await indexes.distrust(reader);
+  // As whoever had it from somewhere before that may keep it after.
+  await kept.put(layerDigest, encoded ?? assert.fail());
+  const stores = open();
+  stores.add(layer, false);
+  await until(() => stores.length === 0);
+  assert.equal(counters.storesDropped, 1);
+  assert.equal(cache.objects.size, 0);
   await stores.close();
 });
 

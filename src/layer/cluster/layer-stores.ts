@@ -6,14 +6,16 @@ import { sharedIndexBytesMax } from "../../base/limits.ts";
 import {
   isWorthRetrying,
   type ContentCache,
+  type ContentKey,
+  type StoreOptions,
   type StoreOutcome,
 } from "../../cache/content/content-cache.ts";
 import { bufferSource } from "../../cache/content/content-source.ts";
 import { asCacheFault } from "../../cache/content/failure.ts";
-import type { IndexStore } from "../../index/store.ts";
 import { storeBegun, storeDone, storeFailed, storeQueued } from "../../telemetry/events.ts";
 import type { Log } from "../../telemetry/log.ts";
 import type { DemandActivity } from "../demand-activity.ts";
+import type { TrustedIndexes } from "../trusted-indexes.ts";
 import type { ClusterCounters, SharedLayer } from "./cluster-options.ts";
 import { layerContent } from "./layer-content.ts";
 import { sealIndex } from "./sealed-index.ts";
@@ -44,7 +46,7 @@ export interface LayerStoresOptions {
   cache: ContentCache;
   objects: SharedObjects;
   layers: LocalLayers;
-  indexes: IndexStore;
+  indexes: TrustedIndexes;
   activity: DemandActivity;
   indexKey: Buffer | undefined;
   bytesPerSecond: number | undefined;
@@ -62,6 +64,8 @@ export class LayerStores {
   #running: Promise<void> | undefined;
   #starting: Promise<void> | undefined;
   #restUntil = 0;
+  /** Of layers that are put in place of others: which caches have done that, by the key. */
+  readonly #replaced = new Map<ContentKey, Set<string>>();
 
   constructor(options: LayerStoresOptions) {
     this.#options = options;
@@ -93,6 +97,8 @@ export class LayerStores {
     if (this.#closing.signal.aborted) return;
     const { queue, objects, counters, log } = this.#options;
     storeQueued(log, objects.logged(layer), { bytes: layer.size });
+    // Whoever has replaced it before may have a wrong one again.
+    if (replace) this.#forgetReplaced(layer);
     try {
       for (const dropped of queue.add(layer, replace, steadyNow())) {
         this.#logDropped(dropped, "too many layers wait to be stored");
@@ -182,14 +188,16 @@ export class LayerStores {
         return;
       }
       queue.settle(entry);
+      this.#forgetReplaced(entry);
       if (outcome === "postponed") return this.#drop(entry, "the layer did not become complete");
       if (outcome === "gone") return this.#drop(entry, "the layer is not on this node any more");
       if (outcome === "refused") return this.#drop(entry, "no cache takes a layer of its size");
-      if (outcome === "stored") counters.stored++;
+      // Those that replaced it in an earlier attempt have it now.
+      const stored = outcome === "stored" || entry.replace;
+      if (stored) counters.stored++;
       else counters.alreadyStored++;
-      if (outcome === "stored" && entry.replace) counters.repaired++;
+      if (entry.replace) counters.repaired++;
       objects.forget(objects.layerKey(entry));
-      const stored = outcome === "stored";
       storeDone(log, objects.logged(entry), { bytes, durationMs: durationMs(), stored });
     } catch (error) {
       if (this.#closing.signal.aborted) return;
@@ -199,6 +207,7 @@ export class LayerStores {
       if (isSource || isLate(entry)) {
         storeFailed(log, objects.logged(entry), fields);
         queue.settle(entry);
+        this.#forgetReplaced(entry);
         this.#drop(entry, isSource ? "what this node has is damaged" : "it was tried for long");
         return;
       }
@@ -212,18 +221,17 @@ export class LayerStores {
     const path = await layers.completePath(entry);
     // It may become complete yet: after a crash, or when spans of it have been evicted.
     if (path === undefined) return isKnown(entry, layers) ? "postponed" : "gone";
-    const { signal } = this.#closing;
     const reader = await indexes.open(entry.layerDigest);
     if (reader === undefined) return "gone";
     try {
       const { head } = reader;
       storeBegun(log, objects.logged(entry), { path });
-      const options = { signal, replace: entry.replace };
-      const fault = await this.#storeIndex(entry, options).catch(asCacheFault);
+      const fault = await this.#storeIndex(entry).catch(asCacheFault);
       const makeWay = (inner: AbortSignal) => activity.quiet(inner);
       const { bytesPerSecond } = this.#options;
       const source = layerContent({ path, head, makeWay, bytesPerSecond });
-      const outcome = await cache.store(objects.layerKey(entry), source, options);
+      const key = objects.layerKey(entry);
+      const outcome = await cache.store(key, source, this.#storeOptions(entry, key));
       // A member of a chain that takes nothing does not keep the others from the layer.
       if (fault !== undefined) throw fault;
       return outcome;
@@ -233,16 +241,29 @@ export class LayerStores {
   }
 
   /** First: from then on other nodes can be lazy, be it with the registry. */
-  async #storeIndex(
-    { layerDigest }: QueuedStore,
-    options: { signal: AbortSignal; replace: boolean },
-  ): Promise<undefined> {
+  async #storeIndex(entry: QueuedStore): Promise<undefined> {
     const { cache, objects, indexes, indexKey } = this.#options;
+    const { layerDigest } = entry;
     const encoded = await indexes.encoded(layerDigest);
     if (encoded === undefined || encoded.length > sharedIndexBytesMax) return;
     const sealed = sealIndex(layerDigest, encoded, indexKey);
-    await cache.store(objects.indexKey(layerDigest), bufferSource(sealed), options);
-    objects.forget(objects.indexKey(layerDigest));
+    const key = objects.indexKey(layerDigest);
+    await cache.store(key, bufferSource(sealed), this.#storeOptions(entry, key));
+    objects.forget(key);
+  }
+
+  #storeOptions({ replace }: QueuedStore, key: ContentKey): StoreOptions {
+    const { signal } = this.#closing;
+    if (!replace) return { signal };
+    const replaced = this.#replaced.get(key) ?? new Set();
+    this.#replaced.set(key, replaced);
+    return { signal, replace, replaced };
+  }
+
+  #forgetReplaced(layer: SharedLayer): void {
+    const { objects } = this.#options;
+    this.#replaced.delete(objects.layerKey(layer));
+    this.#replaced.delete(objects.indexKey(layer.layerDigest));
   }
 
   /** @returns how long it waits */
