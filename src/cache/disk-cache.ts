@@ -1,4 +1,5 @@
 /** The disk cache: one sparse file per layer in one flat directory, shared by all images. */
+import { fstatSync } from "node:fs";
 import {
   mkdir,
   open,
@@ -183,6 +184,7 @@ export class DiskCache {
       present,
       complete: found?.complete ?? false,
       ...(found === undefined ? { settleNames: () => syncDirectory(this.directory) } : {}),
+      sizeNow: () => fstatSync(data.fd).size,
       punch,
       isDevice,
       space: this.#evictor,

@@ -16,8 +16,10 @@ class FragileFile {
   readonly durable: Buffer;
   #unsynced: { offset: number; bytes: Buffer }[] = [];
   #crashed = false;
+  #size: number;
 
   constructor(size: number) {
+    this.#size = size;
     this.content = Buffer.alloc(size);
     this.durable = Buffer.alloc(size);
   }
@@ -27,6 +29,7 @@ class FragileFile {
     const written = Buffer.from(bytes.subarray(from, from + length));
     if (!this.#crashed) {
       written.copy(this.content, offset);
+      this.#size = Math.max(this.#size, offset + length);
       this.#unsynced.push({ offset, bytes: written });
     }
     return { bytesWritten: length };
@@ -52,7 +55,18 @@ class FragileFile {
 
   async read(target: Buffer, at: number, length: number, offset: number) {
     await new Promise((resolve) => setImmediate(resolve));
-    return { bytesRead: this.content.copy(target, at, offset, offset + length) };
+    const end = Math.min(offset + length, this.#size);
+    return { bytesRead: end <= offset ? 0 : this.content.copy(target, at, offset, end) };
+  }
+
+  get size(): number {
+    return this.#size;
+  }
+
+  /** What is behind the new end is gone, and reads as zeros once the file has grown again. */
+  cutShort(size: number) {
+    this.content.fill(0, size);
+    this.#size = size;
   }
 
   /** The power goes: of the writes that were not synced, `survives` says which bytes landed. */
@@ -76,6 +90,7 @@ function openFragile() {
     table: { starts, digest: digestOf(Buffer.from("table")) },
     present: new Uint8Array(new SharedArrayBuffer(spanCount)),
     complete: false,
+    sizeNow: () => data.size,
     punch: (offset, length) => data.punch(offset, length),
     usedAt: 0,
     log: silentLog,
@@ -249,4 +264,34 @@ void test("a span that goes while the layer becomes complete is not claimed by t
     assert.equal(map.durable[spanMapStateOffset], 0);
     assert.equal(map.durable[spanMapHeaderBytes + 7], 0);
   }
+});
+
+void test("what a file has lost at its end is not read as zeros once it has grown again", async () => {
+  const { file, data, map } = openFragile();
+  const all = Array.from({ length: spanCount }, (_, span) => span);
+  for (const span of all) await file.write(span, spanContent(span));
+  await file.flush();
+  data.cutShort(10 * spanBytes + 1);
+  await file.drop([30]);
+  await file.write(30, spanContent(30));
+  assert.deepEqual(
+    all.filter((span) => file.has(span)),
+    [...all.slice(0, 10), 30],
+  );
+  await file.flush();
+  const claims = [...map.durable.subarray(spanMapHeaderBytes)];
+  assert.deepEqual(
+    all.filter((span) => claims[span] === 1),
+    [...all.slice(0, 10), 30],
+  );
+  await file.write(20, spanContent(20));
+  assert.deepEqual(await file.read(30 * spanBytes, spanBytes), spanContent(30));
+});
+
+void test("what was given up while it was being read is not given to the reader", async () => {
+  const { file } = openFragile();
+  await file.write(3, spanContent(3));
+  const read = file.read(3 * spanBytes, spanBytes);
+  await file.drop([3]);
+  assert.equal(await read, undefined);
 });

@@ -38,6 +38,8 @@ export interface LayerFileParts {
   complete: boolean;
   /** Makes the names of files that are new durable; absent where they are not. */
   settleNames?: () => Promise<void>;
+  /** How long the data is now; at once, so that no write comes before what is done about it. */
+  sizeNow: () => number;
   /** Frees the blocks of a range of the data. */
   punch: (offset: number, length: number) => Promise<void>;
   /** The kernel may be reading the file by itself: what is there stays until it is written over. */
@@ -75,6 +77,7 @@ export class LayerFile {
   readonly #data: FileHandle;
   readonly #map: FileHandle;
   readonly #log: Log;
+  readonly #sizeNow: LayerFileParts["sizeNow"];
   readonly #punch: LayerFileParts["punch"];
   readonly #isDevice: boolean;
   readonly #space: SpaceKeeper | undefined;
@@ -102,6 +105,7 @@ export class LayerFile {
     this.#map = parts.map;
     this.#log = parts.log;
     this.#settleNames = parts.settleNames;
+    this.#sizeNow = parts.sizeNow;
     this.#punch = parts.punch;
     this.#isDevice = parts.isDevice ?? false;
     this.#space = parts.space;
@@ -135,14 +139,16 @@ export class LayerFile {
 
   /**
    * `length` bytes at `offset`, which must lie in spans that are present; undefined when the disk
-   * does not give them. The spans stay until the bytes have been read.
+   * does not give them, or when a span was given up meanwhile. None is evicted until they are read.
    */
   async read(offset: number, length: number): Promise<Buffer | undefined> {
+    const flags = this.#flagsOf(offset, length);
     const done = this.#holdRange(offset, length);
     let failure = "the file ends before";
     try {
       const bytes = await readFully(this.#data, offset, length);
-      if (bytes !== undefined) return bytes;
+      if (bytes !== undefined && flags.equals(this.#flagsOf(offset, length))) return bytes;
+      if (bytes !== undefined) failure = "it was given up meanwhile";
     } catch (error) {
       failure = describeError(error);
     } finally {
@@ -296,6 +302,13 @@ export class LayerFile {
     throw new ClipError("DISK_FULL", "a span of the layer is not there any more");
   }
 
+  /** What was and is true of the spans of a range tells whether they were the same all the while. */
+  #flagsOf(offset: number, length: number): Buffer {
+    const first = spanAt(this.spanStarts, offset);
+    const last = spanAt(this.spanStarts, offset + length - 1);
+    return Buffer.from(this.spanPresent.slice(first, last + 1));
+  }
+
   #holdRange(offset: number, length: number): () => void {
     const first = spanAt(this.spanStarts, offset);
     const spans: number[] = [];
@@ -314,6 +327,7 @@ export class LayerFile {
   }
 
   async #writeSpan(span: number, bytes: Uint8Array): Promise<void> {
+    if (this.#sizeNow() < this.size) await this.#giveUpCutOff();
     const isFirst = !this.#isDevice && this.#lastFlags[span] === 0;
     await this.#writeBytes(bytes, this.spanStarts[span] ?? 0, isFirst);
     if (this.#closed) return;
@@ -324,6 +338,22 @@ export class LayerFile {
     this.#unclaimed.add(span);
     if (this.#unclaimed.size >= flushSpans) void this.#flushLogged();
     else this.#flushTimer ??= setTimeout(() => void this.#flushLogged(), flushDelayMs).unref();
+  }
+
+  /**
+   * A file that was cut short grows again with the next write behind its end. What was there before is
+   * given up first: it would be read as zeros.
+   */
+  async #giveUpCutOff(): Promise<void> {
+    const size = this.#sizeNow();
+    const isCutOff = (span: number) => this.has(span) && (this.spanStarts[span + 1] ?? 0) > size;
+    const lost = [...this.spanPresent.keys()].filter(isCutOff);
+    if (lost.length > 0) await this.#retract(lost);
+    // Another write may have found it out first.
+    else await Promise.all(this.#leaving.values());
+    if (this.#mapIsBehind) {
+      throw new ClipError("SYSTEM_CALL", `${this.path} was cut short, which cannot be recorded`);
+    }
   }
 
   async #writeBytes(bytes: Uint8Array, offset: number, isFirst: boolean): Promise<void> {
