@@ -180,7 +180,7 @@ function addLayerMetrics(page: MetricsPage<NodeState>): void {
   );
   page.counter(
     "clip_whole_pulls_total",
-    "Layers pulled whole for want of a layer index.",
+    "Layers pulled whole: for want of a layer index that can be used.",
     (at) => at.counters.wholePulls,
   );
   page.counter(
