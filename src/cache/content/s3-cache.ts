@@ -17,6 +17,7 @@ import { isClipError } from "../../base/errors.ts";
 import { cacheError, pastEnd } from "./failure.ts";
 import { Operations, withDeadline } from "./operations.ts";
 import { isMissingObject, s3Error, statusOf } from "./s3-failure.ts";
+import { s3Http } from "./s3-http.ts";
 import { S3Upload, type S3Sdk } from "./s3-upload.ts";
 
 /** Which bucket, as whom, and how patient to be. */
@@ -66,7 +67,6 @@ const partBytesMin = 5 * MiB;
 export async function openS3Cache(options: S3CacheOptions): Promise<ContentCache> {
   const sdk = await import("@aws-sdk/client-s3");
   const timeoutMs = options.requestTimeoutMs ?? 60_000;
-  const sockets = { keepAlive: true, maxSockets: options.connections ?? 64 };
   const client = new sdk.S3Client({
     region: options.region ?? process.env["AWS_REGION"] ?? "us-east-1",
     ...(options.endpoint === undefined ? {} : { endpoint: options.endpoint }),
@@ -76,12 +76,11 @@ export async function openS3Cache(options: S3CacheOptions): Promise<ContentCache
     // Spans carry their own digests, and many servers do not know the newer checksums.
     requestChecksumCalculation: "WHEN_REQUIRED",
     responseChecksumValidation: "WHEN_REQUIRED",
-    requestHandler: {
-      connectionTimeout: options.connectTimeoutMs ?? 3_000,
-      socketTimeout: timeoutMs,
-      httpAgent: sockets,
-      httpsAgent: sockets,
-    },
+    requestHandler: s3Http({
+      connections: options.connections ?? 64,
+      connectTimeoutMs: options.connectTimeoutMs ?? 3_000,
+      silenceMs: timeoutMs,
+    }),
     logger: { debug() {}, info() {}, warn() {}, error() {} },
   });
   return new S3Cache(sdk, client, { ...options, requestTimeoutMs: timeoutMs });
