@@ -99,8 +99,9 @@ export class Peer {
       });
     }
     delayed(node, server, {
+      // All of a round trip's on the way there: a request is less work to hold back than an answer.
       delay: () => {
-        const milliseconds = opening;
+        const milliseconds = opening + delay();
         opening = 0;
         return milliseconds;
       },
@@ -112,7 +113,7 @@ export class Peer {
       },
     });
     delayed(server, node, {
-      delay,
+      delay: () => 0,
       onChunk: (chunk) => {
         this.traffic(address).received += chunk.length;
       },
