@@ -401,34 +401,34 @@ export class DiskCache {
   async #emptyMap(dataPath: string, mapPath: string, table: SpanTable): Promise<void> {
     await rm(mapPath, { force: true });
     await syncDirectory(this.directory);
-    try {
-      const data = await open(dataPath, "a", 0o600);
-      try {
-        await data.truncate(table.starts.at(-1) ?? 0);
-      } finally {
-        await data.close();
-      }
-      await writeFile(mapPath, encodeMap(table, false), { flag: "wx", mode: 0o600 });
-    } catch (error) {
-      throw asDiskError(error);
-    }
+    await writeUnclaimed(dataPath, mapPath, table, "a");
   }
 
   async #createEmpty(dataPath: string, mapPath: string, table: SpanTable): Promise<void> {
     // The old map goes first: it must never stand beside other data. Nothing is synced here, since
     // nothing is claimed yet; what a crash leaves of these files is not taken for a layer.
     await removeLayerFile(dataPath, mapPath);
+    await writeUnclaimed(dataPath, mapPath, table, "wx");
+  }
+}
+
+/** Gives a file its length, and a map that claims nothing of it. */
+async function writeUnclaimed(
+  dataPath: string,
+  mapPath: string,
+  table: SpanTable,
+  dataFlag: "a" | "wx",
+): Promise<void> {
+  try {
+    const data = await open(dataPath, dataFlag, 0o600);
     try {
-      const data = await open(dataPath, "wx", 0o600);
-      try {
-        await data.truncate(table.starts.at(-1) ?? 0);
-      } finally {
-        await data.close();
-      }
-      await writeFile(mapPath, encodeMap(table, false), { flag: "wx", mode: 0o600 });
-    } catch (error) {
-      throw asDiskError(error);
+      await data.truncate(table.starts.at(-1) ?? 0);
+    } finally {
+      await data.close();
     }
+    await writeFile(mapPath, encodeMap(table, false), { flag: "wx", mode: 0o600 });
+  } catch (error) {
+    throw asDiskError(error);
   }
 }
 

@@ -23,7 +23,7 @@ import { KeyedQueue } from "../base/keyed-queue.ts";
 import type { LayerBlob } from "./layer-blob.ts";
 import { LayerMounting } from "./layer-mounting.ts";
 import { LayerMounts } from "./layer-mounts.ts";
-import { LayerParts } from "./layer-parts.ts";
+import { LayerParts, type LayerPartsOptions } from "./layer-parts.ts";
 import { LayerPreparer } from "./layer-preparer.ts";
 import { LayerRecovery } from "./layer-recovery.ts";
 import { layerStatus, type LayerQueues, type LayerStatus } from "./layer-status.ts";
@@ -113,9 +113,11 @@ export class Layers {
       ...{ spanBytes: options.spanBytes ?? MiB, pulls: this.#pulls },
       pullConnections: options.pullConnections ?? 4,
     });
+    const verify: LayerPartsOptions["verify"] = (record, path, signal) =>
+      this.#upkeep.verifyWhole(record, path, signal);
     this.#parts = new LayerParts({
       ...{ preparer, records, cache, indexes: trusted, metaImages: this.#metaImages, log },
-      verify: (record, path, signal) => this.#upkeep.verifyWhole(record, path, signal),
+      verify,
     });
     this.#active = new ActiveLayers({
       ...cluster,
@@ -167,7 +169,7 @@ export class Layers {
     this.#recovery = new LayerRecovery({
       ...{ ...cluster, ...parts, records, indexes: trusted, mounting: this.#mounting, fill },
       ...{ queue: this.#queue, counters, log },
-      verify: (record, path, signal) => this.#upkeep.verifyWhole(record, path, signal),
+      verify,
     });
   }
 
