@@ -6,7 +6,6 @@ import { mkdir, open, readdir, rm, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { after, afterEach, before, describe, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
 import { pino } from "pino";
 import { digestKey, digestOf } from "../src/base/digest.ts";
 import type { LayerTarget } from "../src/layer/target.ts";
@@ -14,6 +13,7 @@ import { run } from "./harness/command.ts";
 import { makeBase } from "./harness/fixtures.ts";
 import { Sandbox } from "./harness/sandbox.ts";
 import { assertNothingLeft, mountModes, startStage } from "./harness/stage.ts";
+import { until } from "./harness/until.ts";
 import {
   makeIndexedLayer,
   rightIndex,
@@ -70,13 +70,6 @@ function openReader(mount: string): { read: () => Promise<string> } {
       return text(process.stdout);
     },
   };
-}
-
-async function until(condition: () => boolean | Promise<boolean>, what: string): Promise<void> {
-  for (let tries = 0; !(await condition()); tries++) {
-    if (tries === 600) assert.fail(`${what} took too long`);
-    await sleep(50);
-  }
 }
 
 async function damagedWindows(): Promise<Buffer> {

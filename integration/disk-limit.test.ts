@@ -1,6 +1,5 @@
 /** A disk cache that is smaller than what is read through it. */
 import assert from "node:assert/strict";
-import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import type { LayerTarget } from "../src/layer/target.ts";
@@ -8,8 +7,9 @@ import { run } from "./harness/command.ts";
 import { startRegistry, type TestRegistry } from "./harness/registry.ts";
 import { Sandbox } from "./harness/sandbox.ts";
 import { SmallDisk } from "./harness/small-disk.ts";
-import { openNode, type LayerNode, type NodeSettings } from "./layer-node.ts";
-import { pushRandomLayers } from "./layer-target.ts";
+import { dropCaches } from "./faults/fault-node.ts";
+import { openNode, withNode } from "./layer-node.ts";
+import { contentOf, pushRandomLayers } from "./layer-target.ts";
 
 const MiB = 1 << 20;
 const layerBytes = 64 * MiB;
@@ -30,29 +30,6 @@ before(async () => {
 });
 after(() => sandbox?.close());
 
-async function onNode(
-  directory: string,
-  settings: NodeSettings,
-  work: (node: LayerNode) => Promise<void>,
-): Promise<void> {
-  const node = await openNode(directory, settings);
-  try {
-    await work(node);
-  } finally {
-    await node.close();
-  }
-}
-
-/** sha256 over all files, as another process reads them: this one serves them. */
-async function read(path: string): Promise<string> {
-  return (await run("sh", ["-c", 'cat "$1"/f* | sha256sum', "sh", path])).slice(0, 64);
-}
-
-/** Forgets what the kernel has of all files. */
-async function dropCaches(): Promise<void> {
-  await writeFile("/proc/sys/vm/drop_caches", "1");
-}
-
 async function diskBytes(directory: string): Promise<number> {
   const output = await run("du", ["-s", "--block-size=1", join(directory, "root/cache")]);
   return Number.parseInt(output, 10);
@@ -63,12 +40,12 @@ for (const mode of ["erofs", "fuse"] as const) {
     test("read right however often and by however many, and the limit is kept", async () => {
       const directory = await sandbox.subdirectory(`limit-${mode}`);
       const diskLimits = { bytesMax: 16 * MiB, freeBytesMin: 0 };
-      await onNode(directory, { mode, diskLimits }, async ({ layers }) => {
+      await withNode(directory, { mode, diskLimits }, async ({ layers }) => {
         const number = await layers.ensure(indexed);
         const { path } = await layers.mount(number);
-        assert.equal(await read(path), content);
+        assert.equal(await contentOf(path), content);
         await dropCaches();
-        const readers = [read(path), read(path), read(path)];
+        const readers = [contentOf(path), contentOf(path), contentOf(path)];
         assert.deepEqual(await Promise.all(readers), [content, content, content]);
         const { evicted } = layers.diskCache;
         assert.ok(evicted.spans > 96, `${evicted.spans} spans were evicted`);
@@ -83,11 +60,11 @@ for (const mode of ["erofs", "fuse"] as const) {
     test("read right when the disk itself is full", async () => {
       const directory = (await SmallDisk.make(sandbox, `full-${mode}`, { bytes: 48 * MiB }))
         .directory;
-      await onNode(directory, { mode }, async ({ layers }) => {
+      await withNode(directory, { mode }, async ({ layers }) => {
         const { path } = await layers.mount(await layers.ensure(indexed));
-        assert.equal(await read(path), content);
+        assert.equal(await contentOf(path), content);
         await dropCaches();
-        assert.deepEqual(await Promise.all([read(path), read(path)]), [content, content]);
+        assert.deepEqual(await Promise.all([contentOf(path), contentOf(path)]), [content, content]);
         assert.ok(layers.diskCache.evicted.spans > 0);
         assert.equal(layers.counters.readErrors, 0);
       });
@@ -97,9 +74,9 @@ for (const mode of ["erofs", "fuse"] as const) {
       const directory = (await SmallDisk.make(sandbox, `floor-${mode}`, { bytes: 64 * MiB }))
         .directory;
       const diskLimits = { bytesMax: 0, freeBytesMin: 24 * MiB };
-      await onNode(directory, { mode, diskLimits }, async ({ layers }) => {
+      await withNode(directory, { mode, diskLimits }, async ({ layers }) => {
         const { path } = await layers.mount(await layers.ensure(indexed));
-        assert.equal(await read(path), content);
+        assert.equal(await contentOf(path), content);
         assert.ok(layers.diskCache.evicted.spans > 0);
         const free = await run("df", ["--output=avail", "--block-size=1", directory]);
         assert.ok(Number(free.split("\n")[1]) >= diskLimits.freeBytesMin - MiB, free);
@@ -111,19 +88,19 @@ for (const mode of ["erofs", "fuse"] as const) {
       const settings = { mode, diskLimits: { bytesMax: 16 * MiB, freeBytesMin: 0 } };
       const node = await openNode(directory, settings);
       const { path } = await node.layers.mount(await node.layers.ensure(indexed));
-      assert.equal(await read(path), content);
+      assert.equal(await contentOf(path), content);
       await node.die();
       await dropCaches();
-      await onNode(directory, settings, async ({ layers }) => {
+      await withNode(directory, settings, async ({ layers }) => {
         const mounted = await layers.mount(await layers.ensure(indexed));
-        assert.equal(await read(mounted.path), content);
+        assert.equal(await contentOf(mounted.path), content);
       });
     });
 
     test("are not pulled whole", async () => {
       const directory = await sandbox.subdirectory(`pull-${mode}`);
       const diskLimits = { bytesMax: 40 * MiB, freeBytesMin: 0 };
-      await onNode(directory, { mode, diskLimits }, async ({ layers }) => {
+      await withNode(directory, { mode, diskLimits }, async ({ layers }) => {
         await assert.rejects(layers.ensure(plain), { code: "DISK_FULL" });
         assert.ok((await diskBytes(directory)) < MiB);
         assert.equal(layers.diskCache.evicted.refused, 1);
@@ -132,19 +109,19 @@ for (const mode of ["erofs", "fuse"] as const) {
 
     test("make room for others when nobody uses them any more", async () => {
       const directory = await sandbox.subdirectory(`unused-${mode}`);
-      await onNode(directory, { mode }, async ({ layers }) => {
+      await withNode(directory, { mode }, async ({ layers }) => {
         await layers.ensure(plain);
         assert.ok((await diskBytes(directory)) >= layerBytes - MiB);
       });
       const diskLimits = { bytesMax: 70 * MiB, freeBytesMin: 0 };
-      await onNode(directory, { mode, diskLimits }, async ({ layers }) => {
+      await withNode(directory, { mode, diskLimits }, async ({ layers }) => {
         const { path } = await layers.mount(await layers.ensure(indexed));
-        assert.equal(await read(path), content);
+        assert.equal(await contentOf(path), content);
         assert.equal(layers.diskCache.evicted.layers, 1);
         assert.ok((await diskBytes(directory)) <= diskLimits.bytesMax);
         // It comes back like any other.
         const other = await layers.mount(await layers.ensure(plain));
-        assert.equal(await read(other.path), content);
+        assert.equal(await contentOf(other.path), content);
       });
     });
   });

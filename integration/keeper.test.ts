@@ -15,6 +15,7 @@ import {
   untilServed,
 } from "./faults/daemon-faults.ts";
 import { makeDataImage } from "./faults/data-image.ts";
+import { dropCaches } from "./faults/fault-node.ts";
 import { clip, ClipDaemon } from "./harness/clip.ts";
 import { makeBase } from "./harness/fixtures.ts";
 import { pushImage } from "./harness/image.ts";
@@ -109,7 +110,7 @@ async function during(reading: Promise<unknown>, disturb: () => Promise<void>): 
   for (;;) {
     if (await Promise.race([read, sleep(300 + 700 * Math.random(), false)])) return times;
     // Warm data, too, is to be asked for.
-    await writeFile("/proc/sys/vm/drop_caches", "1");
+    await dropCaches();
     await disturb();
     times++;
   }

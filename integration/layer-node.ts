@@ -90,3 +90,17 @@ export async function openNode(directory: string, settings: NodeSettings = {}): 
     die: () => stop(true),
   };
 }
+
+/** Does something with a node, and stops it. */
+export async function withNode(
+  directory: string,
+  settings: NodeSettings,
+  work: (node: LayerNode) => Promise<void>,
+): Promise<void> {
+  const node = await openNode(directory, settings);
+  try {
+    await work(node);
+  } finally {
+    await node.close();
+  }
+}

@@ -90,3 +90,9 @@ export async function pushRandomLayers(
     content: digest.digest("hex"),
   };
 }
+
+/** sha256 over all files of such a layer, as another process reads them: this one may serve them. */
+export async function contentOf(directory: string): Promise<string> {
+  const script = 'cat "$1"/f* | sha256sum';
+  return (await run("sh", ["-c", script, "sh", directory])).slice(0, 64);
+}

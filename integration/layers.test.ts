@@ -13,13 +13,14 @@ import {
 } from "node:fs/promises";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
 import { digestKey, type Digest } from "../src/base/digest.ts";
 import { run } from "./harness/command.ts";
-import { type Compressor } from "./harness/image.ts";
+import type { Compressor } from "./harness/image.ts";
 import { startRegistry, type TestRegistry } from "./harness/registry.ts";
 import { Sandbox } from "./harness/sandbox.ts";
-import { openNode, type LayerNode, type NodeSettings } from "./layer-node.ts";
+import { until } from "./harness/until.ts";
+import { sha256 } from "./indexed-layer.ts";
+import { openNode, withNode, type LayerNode, type NodeSettings } from "./layer-node.ts";
 import { pushLayer } from "./layer-target.ts";
 
 const listing = join(import.meta.dirname, "tree-listing.ts");
@@ -65,12 +66,7 @@ async function onNode(
   work: (node: LayerNode, directory: string) => Promise<void>,
 ): Promise<void> {
   const directory = await sandbox.subdirectory(name);
-  const node = await openNode(directory, settings);
-  try {
-    await work(node, directory);
-  } finally {
-    await node.close();
-  }
+  await withNode(directory, settings, (node) => work(node, directory));
 }
 
 /** Compares two trees as another process sees them: this one serves one and must not read it. */
@@ -86,17 +82,6 @@ async function assertSameTree(actual: string, expected: string): Promise<void> {
     "lines that should not be there",
   );
   assert.equal(found?.length, wanted?.length);
-}
-
-async function sha256(path: string): Promise<string> {
-  return (await run("sha256sum", [path])).slice(0, 64);
-}
-
-async function until(condition: () => boolean, what: string): Promise<void> {
-  for (let tries = 0; !condition(); tries++) {
-    if (tries === 600) assert.fail(`${what} took too long`);
-    await sleep(50);
-  }
 }
 
 async function mountsBelow(directory: string): Promise<string[]> {

@@ -3,10 +3,10 @@ import assert from "node:assert/strict";
 import { readdir, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, afterEach, before, describe, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
 import { silentLog } from "../src/telemetry/log.ts";
 import { run } from "./harness/command.ts";
 import { Sandbox } from "./harness/sandbox.ts";
+import { until } from "./harness/until.ts";
 import {
   makeIndexedLayer,
   rightIndex,
@@ -38,13 +38,6 @@ async function startNode(directory: string, settings: NodeSettings): Promise<Lay
   const close = () => (ended ??= node.close());
   undo.push(close);
   return { ...node, close, die: () => (ended ??= node.die()) };
-}
-
-async function until(condition: () => boolean | Promise<boolean>, what: string): Promise<void> {
-  for (let tries = 0; !(await condition()); tries++) {
-    if (tries === 600) assert.fail(`${what} took too long`);
-    await sleep(50);
-  }
 }
 
 /** Has a span show, once more, what the one before it shows. */

@@ -1,7 +1,6 @@
 /** A node over its life: many clients at once, layers that cannot be lazy, restarts, no registry. */
 import assert from "node:assert/strict";
 import { after, afterEach, before, describe, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
 import { clip } from "./harness/clip.ts";
 import type { Containerd } from "./harness/containerd.ts";
 import { fixtures, makeImplied, makeMixed } from "./harness/fixtures.ts";
@@ -10,6 +9,7 @@ import { startRegistry, type TestRegistry } from "./harness/registry.ts";
 import { Sandbox } from "./harness/sandbox.ts";
 import { assertNothingLeft, startClipAgain, startStage, type Stage } from "./harness/stage.ts";
 import { assertProcessSees, listTree } from "./harness/tree.ts";
+import { until } from "./harness/until.ts";
 
 let sandbox: Sandbox;
 let registry: TestRegistry;
@@ -174,11 +174,4 @@ async function runInBackground(containerd: Containerd, name: string): Promise<nu
     ...["sleep", "1000"],
   ]);
   return Number(await containerd.nerdctl(["inspect", "-f", "{{.State.Pid}}", "tree"]));
-}
-
-async function until(condition: () => boolean, what: string): Promise<void> {
-  for (let tries = 0; !condition(); tries++) {
-    if (tries === 300) assert.fail(`${what}: took too long`);
-    await sleep(100);
-  }
 }

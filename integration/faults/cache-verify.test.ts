@@ -1,6 +1,6 @@
 /** `clip cache verify` over a whole node whose disk has changed what it holds. */
 import assert from "node:assert/strict";
-import { open, stat, writeFile } from "node:fs/promises";
+import { open, stat } from "node:fs/promises";
 import path from "node:path";
 import { after, before, test } from "node:test";
 import { digestKey } from "../../src/base/digest.ts";
@@ -12,6 +12,7 @@ import { startRegistry } from "../harness/registry.ts";
 import { Sandbox } from "../harness/sandbox.ts";
 import { startStage, type Stage } from "../harness/stage.ts";
 import { tryClip } from "./daemon-faults.ts";
+import { dropCaches } from "./fault-node.ts";
 
 let sandbox: Sandbox;
 let stage: Stage;
@@ -72,7 +73,7 @@ void test("damage is found, told and repaired, and containers read the right byt
   assert.equal(repaired.status, 0, repaired.stdout);
   assert.ok(checks.length > 0);
   for (const check of checks) assert.deepEqual([check.damaged, check.repaired], [1, 1]);
-  await writeFile("/proc/sys/vm/drop_caches", "1");
+  await dropCaches();
   assert.match(await container("verify-2"), /^(small)?$/);
   const { damage, layers } = await status();
   assert.equal(damage.damagedSpans, checks.length);

@@ -4,16 +4,17 @@ import { createHash } from "node:crypto";
 import { mkdir, open, readdir, readFile, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
 import { digestKey } from "../../src/base/digest.ts";
 import type { LayerTarget } from "../../src/layer/target.ts";
 import { openLog, silentLog } from "../../src/telemetry/log.ts";
 import { run } from "../harness/command.ts";
 import { startRegistry, type TestRegistry } from "../harness/registry.ts";
 import { Sandbox } from "../harness/sandbox.ts";
-import { openNode, type LayerNode, type NodeSettings } from "../layer-node.ts";
-import { pushRandomLayers } from "../layer-target.ts";
+import { until } from "../harness/until.ts";
+import { withNode, type LayerNode, type NodeSettings } from "../layer-node.ts";
+import { contentOf, pushRandomLayers } from "../layer-target.ts";
 import { faultTest } from "./fault-kinds.ts";
+import { dropCaches } from "./fault-node.ts";
 
 const MiB = 1 << 20;
 const layerBytes = 24 * MiB;
@@ -42,23 +43,13 @@ async function onNode(
   settings: NodeSettings,
   work: (node: LayerNode) => Promise<void>,
 ): Promise<void> {
-  const node = await openNode(directory, { log, ...settings });
-  try {
-    await work(node);
-  } finally {
-    await node.close();
-  }
+  await withNode(directory, { log, ...settings }, work);
 }
 
-/** sha256 over all files, as another process reads them: this one serves them. */
-async function read(path: string): Promise<string> {
-  return (await run("sh", ["-c", 'cat "$1"/f* | sha256sum', "sh", path])).slice(0, 64);
-}
-
-/** Forgets what the kernel has of all files. */
-async function dropCaches(): Promise<void> {
+/** Forgets what the kernel has of all files, also of those that are not on disk yet. */
+async function dropAll(): Promise<void> {
   await run("sync", []);
-  await writeFile("/proc/sys/vm/drop_caches", "1");
+  await dropCaches();
 }
 
 function cacheFile(directory: string, { layerDigest }: LayerTarget): string {
@@ -76,13 +67,6 @@ async function rot(path: string, offsets: readonly number[]): Promise<void> {
   await file.close();
 }
 
-async function until(condition: () => boolean, what: string): Promise<void> {
-  for (let tries = 0; !condition(); tries++) {
-    if (tries === 600) assert.fail(`${what} took too long`);
-    await sleep(50);
-  }
-}
-
 /** Places in three spans, far from their ends, the middle one twice. */
 const places = [3 * MiB, 10 * MiB + 77, 10 * MiB + 5000, 20 * MiB + 1];
 
@@ -92,14 +76,14 @@ for (const mode of ["erofs", "fuse"] as const) {
       const directory = await sandbox.subdirectory(`lazy-${mode}`);
       await onNode(directory, { mode }, async ({ layers }) => {
         const { path } = await layers.mount(await layers.ensure(indexed));
-        assert.equal(await read(path), content);
+        assert.equal(await contentOf(path), content);
         await rot(cacheFile(directory, indexed), places);
         const [check] = await layers.verifyCache({ repair: false, signal: never });
         assert.equal(check?.damaged, 3);
         assert.equal(check?.repaired, 0);
         assert.equal(check?.image, "right");
-        await dropCaches();
-        assert.equal(await read(path), content);
+        await dropAll();
+        assert.equal(await contentOf(path), content);
         const [again] = await layers.verifyCache({ repair: false, signal: never });
         assert.equal(again?.damaged, 0);
         assert.ok((again?.bytes ?? 0) >= layerBytes - MiB);
@@ -121,7 +105,7 @@ for (const mode of ["erofs", "fuse"] as const) {
           await onNode(directory, { mode }, async ({ layers, indexes }) => {
             const { path } = await layers.mount(await layers.ensure(plain));
             await indexes.settled();
-            assert.equal(await read(path), content);
+            assert.equal(await contentOf(path), content);
             if (!isKept) await indexes.remove(plain.layerDigest);
             const file = cacheFile(directory, plain);
             await rot(file, places);
@@ -134,8 +118,8 @@ for (const mode of ["erofs", "fuse"] as const) {
               `sha256:${createHash("sha256").update(bytes).digest("hex")}`,
               plain.diffId,
             );
-            await dropCaches();
-            assert.equal(await read(path), content);
+            await dropAll();
+            assert.equal(await contentOf(path), content);
             assert.equal((await layers.status())[0]?.state, "complete");
             assert.equal((await layers.verifyCache(options))[0]?.damaged, 0);
           });
@@ -147,14 +131,14 @@ for (const mode of ["erofs", "fuse"] as const) {
       const directory = await sandbox.subdirectory(`short-${mode}`);
       await onNode(directory, { mode }, async ({ layers }) => {
         const { path } = await layers.mount(await layers.ensure(indexed));
-        assert.equal(await read(path), content);
+        assert.equal(await contentOf(path), content);
         await truncate(cacheFile(directory, indexed), 5 * MiB);
-        await dropCaches();
-        assert.equal(await read(path), content);
+        await dropAll();
+        assert.equal(await contentOf(path), content);
         assert.ok(layers.counters.unreadableSpans > 0);
         assert.equal(layers.counters.readErrors, 0);
-        await dropCaches();
-        assert.equal(await read(path), content);
+        await dropAll();
+        assert.equal(await contentOf(path), content);
       });
     });
 
@@ -164,20 +148,20 @@ for (const mode of ["erofs", "fuse"] as const) {
       const disk = await failingDisk(`failing-${mode}.ext4`, cache);
       await onNode(directory, { mode }, async ({ layers }) => {
         const { path } = await layers.mount(await layers.ensure(indexed));
-        assert.equal(await read(path), content);
+        assert.equal(await contentOf(path), content);
         await run("sync", []);
         await disk.fail(cacheFile(directory, indexed));
-        await dropCaches();
+        await dropAll();
         await assert.rejects(run("cat", [cacheFile(directory, indexed)]), "the disk fails");
-        assert.equal(await read(path), content);
+        assert.equal(await contentOf(path), content);
         assert.ok(layers.counters.unreadableSpans > 0);
         assert.equal(layers.counters.readErrors, 0);
-        await dropCaches();
-        assert.equal(await read(path), content);
+        await dropAll();
+        assert.equal(await contentOf(path), content);
         const [check] = await layers.verifyCache({ repair: false, signal: never });
         assert.ok((check?.spans ?? 0) > 0);
-        await dropCaches();
-        assert.equal(await read(path), content);
+        await dropAll();
+        assert.equal(await contentOf(path), content);
         assert.equal(layers.counters.readErrors, 0);
       });
     });
@@ -201,8 +185,8 @@ for (const mode of ["erofs", "fuse"] as const) {
             const [check] = await layers.verifyCache(options);
             assert.equal(check?.image, "repaired");
             assert.deepEqual(await readFile(image), right);
-            await dropCaches();
-            assert.equal(await read(path), content);
+            await dropAll();
+            assert.equal(await contentOf(path), content);
             assert.equal((await layers.verifyCache(options))[0]?.image, "right");
           }
         });
@@ -213,15 +197,15 @@ for (const mode of ["erofs", "fuse"] as const) {
       const directory = await sandbox.subdirectory(`scrub-${mode}`);
       await onNode(directory, { mode }, async ({ layers }) => {
         const { path } = await layers.mount(await layers.ensure(plain));
-        assert.equal(await read(path), content);
+        assert.equal(await contentOf(path), content);
       });
       await rot(cacheFile(directory, plain), places);
       const scrub = { intervalMs: 1, bytesPerSecond: 1000 * MiB };
       await onNode(directory, { mode, scrub }, async ({ layers }) => {
         const { path } = await layers.mount(await layers.ensure(plain));
         await until(() => layers.counters.repairedSpans >= 1, "the scrubber");
-        await dropCaches();
-        assert.equal(await read(path), content);
+        await dropAll();
+        assert.equal(await contentOf(path), content);
         assert.equal(layers.counters.damagedSpans, layers.counters.repairedSpans);
       });
     });
@@ -239,8 +223,8 @@ test("a complete layer without an index that loses bytes is had again by whoever
     const number = await layers.ensure(plain);
     const { path } = await layers.mount(number);
     await truncate(cacheFile(directory, plain), 5 * MiB);
-    await dropCaches();
-    assert.equal(await read(path), content);
+    await dropAll();
+    assert.equal(await contentOf(path), content);
     assert.equal(layers.counters.readErrors, 0);
   });
 });
@@ -249,7 +233,7 @@ test("what has gone bad is an error while no one has it, and right again when so
   const directory = await sandbox.subdirectory("no-tier");
   await onNode(directory, { mode: "fuse" }, async ({ layers }) => {
     const { path } = await layers.mount(await layers.ensure(indexed));
-    assert.equal(await read(path), content);
+    assert.equal(await contentOf(path), content);
     await rot(cacheFile(directory, indexed), places);
     registry.interfere((_, response) => {
       response.writeHead(503).end();
@@ -259,12 +243,12 @@ test("what has gone bad is an error while no one has it, and right again when so
       const [check] = await layers.verifyCache({ repair: true, signal: never });
       assert.equal(check?.damaged, 3);
       assert.equal(check?.repaired, 0);
-      await dropCaches();
+      await dropAll();
       await assert.rejects(run("sh", ["-c", `cat ${path}/f* > /dev/null`]));
     } finally {
       registry.interfere(undefined);
     }
-    assert.equal(await read(path), content);
+    assert.equal(await contentOf(path), content);
   });
 });
 
